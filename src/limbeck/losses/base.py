@@ -1,0 +1,68 @@
+"""What every distillation loss is: an `nn.Module` built from two models' facts, returning one scalar.
+
+A loss file holds the formula as a pure function of tensors, the module with the method's own parameters where
+it has any, and one subclass of `DistillationLoss`, which says which levels it reads and how it pairs them.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from limbeck.outputs import ModelFacts, Outputs, Request
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One row of the table that is shown before training: which student level learns from which teacher level."""
+
+    student: str
+    teacher: str
+
+
+class DistillationLoss(nn.Module, ABC):
+    """A distillation term.
+
+    Subclasses take keyword-only options with the paper's defaults, and `student`, `teacher` facts first; they
+    create projectors in the constructor, so that these exist before the optimiser.
+
+    Attributes:
+        needs_labels: the formula reads the ground-truth target, so unlabelled images cannot be used.
+        default_weight: the published weight of this term in the total loss.
+        default_task_weight: the weight of the supervised loss that the method was published with.
+        student_request, teacher_request: what the two models must return.
+        pairs: the level pairs, shallow to deep; empty for losses on logits.
+        notes: sentences for the user about what was decided (resized grids, unusual pairs, ...).
+    """
+
+    needs_labels: ClassVar[bool] = False
+    default_task_weight: ClassVar[float] = 1.0
+    default_warmup_epochs: ClassVar[float] = 0.0
+
+    student_request: Request
+    teacher_request: Request
+    pairs: tuple[Pairing, ...]
+    notes: tuple[str, ...]
+
+    def __init__(self, student: ModelFacts, teacher: ModelFacts) -> None:
+        super().__init__()
+        self.student_request = Request()
+        self.teacher_request = Request()
+        self.pairs = ()
+        self.notes = ()
+
+    @property
+    def default_weight(self) -> float:
+        """The published weight of this term; a method may look it up for a known pair of models."""
+        return 1.0
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+        """The unweighted term, a scalar in at least float32.
+
+        Args:
+            student: the student's outputs, with gradient.
+            teacher: the teacher's outputs for the same images, without gradient.
+            target: class indices (B,) or soft labels (B, K); None for unlabelled images.
+        """

@@ -1,0 +1,114 @@
+"""What any model says about a batch, and what it says about itself.
+
+These types are all that losses, models, tasks and the trainer share. Every intermediate feature is a map
+(B, C, H, W): a vision transformer's patch tokens are a map on their grid, prefix tokens already stripped.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+LevelKind = Literal["stage", "block", "fpn", "encoder"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One place of a model at which a feature map can be read.
+
+    Attributes:
+        name: unique in its model, e.g. `stages.2` or `blocks.11`; the key in `Outputs.maps`.
+        channels: C of the map.
+        stride: input pixels per cell of the map, measured at the model's own input size.
+        grid: (height, width) of the map at the model's own input size.
+        kind: `stage` for a pyramid's level (the last map of one resolution), `block` for one of many
+            equal-sized transformer blocks, `fpn` and `encoder` for detectors.
+        preactivation: name under which the same level can be read before its last activation, where the
+            model offers that; None elsewhere. Such a name is valid in a `Request` but is not listed as a level.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    grid: tuple[int, int]
+    kind: LevelKind = "stage"
+    preactivation: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What losses and tables may know of a model before it runs.
+
+    Attributes:
+        name: the name the user gave.
+        num_classes: K of the logits.
+        input_size: (height, width) in pixels that the model resizes its images to.
+        levels: shallow to deep.
+        pooled_channels: D of the vector that enters the classifier.
+        final: the last map after the model's final norm, as a Level (its name is `final`); None where the
+            model has no such map.
+        architecture: the name of the network itself where `name` is a run's folder; None where they are one.
+    """
+
+    name: str
+    num_classes: int
+    input_size: tuple[int, int]
+    levels: tuple[Level, ...]
+    pooled_channels: int
+    final: Level | None = None
+    architecture: str | None = None
+
+    def level(self, name: str) -> Level:
+        """The level called `name` (its plain or pre-activation name).
+
+        Raises:
+            KeyError: there is none.
+        """
+        for level in self.levels:
+            if name in (level.name, level.preactivation):
+                return level
+        raise KeyError(f"{self.name} has no level {name!r}; it has {', '.join(level.name for level in self.levels)}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked for beside its logits.
+
+    Attributes:
+        levels: names of levels (or of their pre-activation forms), in any order.
+        pooled: ask for the vector that enters the classifier.
+        final: ask for the last map after the final norm.
+    """
+
+    levels: tuple[str, ...] = ()
+    pooled: bool = False
+    final: bool = False
+
+    @staticmethod
+    def union(requests: Iterable["Request"]) -> "Request":
+        """Everything that any of `requests` asks for, so that one forward pass serves all."""
+        requests = tuple(requests)
+        names = dict.fromkeys(name for request in requests for name in request.levels)
+        return Request(tuple(names), any(r.pooled for r in requests), any(r.final for r in requests))
+
+
+@dataclass
+class Outputs:
+    """What a model says about a batch of images; what was not asked for is absent.
+
+    Attributes:
+        logits: (B, K), or (B, Q, K) for detectors.
+        pooled: (B, D), the vector that enters the classifier.
+        maps: the requested feature maps by level name, each (B, C, H, W).
+        final: (B, C, H, W), the last map after the final norm.
+        boxes: (B, Q, 4) cx, cy, w, h in [0, 1].
+        masks: (B, Q, H, W) logits.
+    """
+
+    logits: Tensor
+    pooled: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    final: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
