@@ -30,6 +30,7 @@ class DistillationLoss(nn.Module, ABC):
     Attributes:
         needs_labels: the formula reads the ground-truth target, so unlabelled images cannot be used.
         default_weight: the published weight of this term in the total loss.
+        default_warmup_epochs: epochs over which the published recipe raises that weight from zero.
         default_task_weight: the weight of the supervised loss that the method was published with.
         student_request, teacher_request: what the two models must return.
         pairs: the level pairs, shallow to deep; empty for losses on logits.
@@ -38,7 +39,6 @@ class DistillationLoss(nn.Module, ABC):
 
     needs_labels: ClassVar[bool] = False
     default_task_weight: ClassVar[float] = 1.0
-    default_warmup_epochs: ClassVar[float] = 0.0
 
     student_request: Request
     teacher_request: Request
@@ -56,6 +56,11 @@ class DistillationLoss(nn.Module, ABC):
     def default_weight(self) -> float:
         """The published weight of this term; a method may look it up for a known pair of models."""
         return 1.0
+
+    @property
+    def default_warmup_epochs(self) -> float:
+        """Epochs over which the published recipe raises the weight linearly from zero."""
+        return 0.0
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:

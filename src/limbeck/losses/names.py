@@ -1,0 +1,169 @@
+"""Names of the distillation methods and the text by which they are asked for, without importing torch.
+
+A method is written `name` or `name(option=value, ...)`, several are joined by `+`: `vitkd+nkd(gamma=1.0)`. A name
+is one of `METHODS` or an importable class, `package.module:Class`. Values are Python literals and never run.
+"""
+
+import ast
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.errors import UserError
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a list of methods says about one.
+
+    Attributes:
+        path: `module:Class` of its `DistillationLoss`.
+        summary: one line.
+        reference: paper and arXiv number.
+        needs_labels: whether unlabelled images are of no use to it.
+    """
+
+    path: str
+    summary: str
+    reference: str
+    needs_labels: bool
+
+
+METHODS: dict[str, MethodInfo] = {
+    "kd": MethodInfo(
+        "limbeck.losses.kd:KD",
+        "match the teacher's softened class probabilities",
+        "Hinton et al. 2015, arXiv:1503.02531",
+        needs_labels=False,
+    ),
+    "nkd": MethodInfo(
+        "limbeck.losses.nkd:NKD",
+        "match target and non-target probabilities, each normalised on its own",
+        "Yang et al., ICCV 2023, arXiv:2303.13005",
+        needs_labels=True,
+    ),
+    "reviewkd": MethodInfo(
+        "limbeck.losses.reviewkd:ReviewKDLoss",
+        "match feature maps through a chain of attention-based fusions, deep to shallow",
+        "Chen et al., CVPR 2021, arXiv:2104.09044",
+        needs_labels=False,
+    ),
+    "manifold": MethodInfo(
+        "limbeck.losses.manifold:Manifold",
+        "match cosines between patches within and across images; no projector",
+        "Hao et al., NeurIPS 2022, arXiv:2107.01378",
+        needs_labels=False,
+    ),
+    "vitkd": MethodInfo(
+        "limbeck.losses.vitkd:ViTKDLoss",
+        "mimic the first two blocks and regenerate the masked last one",
+        "Yang et al., CVPR 2024 workshops, arXiv:2209.02432",
+        needs_labels=False,
+    ),
+}
+
+RESERVED_OPTIONS = ("weight", "warmup_epochs")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method as the user asked for it.
+
+    Attributes:
+        name: short name, or the class's name where a class was given.
+        path: `module:Class`.
+        options: as written; `weight` and `warmup_epochs` are understood for every method.
+    """
+
+    name: str
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """Read what the user wrote for `--method`.
+
+    Args:
+        text: `none`, or methods joined by `+`.
+
+    Returns:
+        One spec per method, in order; empty for `none`.
+
+    Raises:
+        UserError: a part cannot be read or names no method; the message holds the part.
+    """
+    if text.strip().lower() == "none":
+        return []
+    return [_parse_one(part.strip(), text) for part in _split(text)]
+
+
+def _parse_one(part: str, text: str) -> MethodSpec:
+    if not part:
+        raise UserError(f"The method {text!r} has an empty part. Write methods joined by '+', such as 'vitkd+nkd'.")
+    match = re.fullmatch(r"([^\s()]+)\s*(\(.*\))?", part, flags=re.DOTALL)
+    if match is None:
+        raise UserError(f"The method {part!r} cannot be read. Write name or name(option=value, ...), joined by '+'.")
+    name, arguments = match[1], match[2]
+    options = _parse_options(part, arguments) if arguments else {}
+    if ":" in name:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+            raise UserError(f"The method {name!r} looks like a class, which is written package.module:Class.")
+        return MethodSpec(name.partition(":")[2], name, options)
+    short = name.lower()
+    if short == "none":
+        raise UserError(f"'none' stands alone: {text!r} asks for no distillation and for some at once.")
+    if short not in METHODS:
+        close = difflib.get_close_matches(short, METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(
+            f"There is no method {name!r}.{hint} Known: none, {', '.join(METHODS)}, or a class as package.module:Class."
+        )
+    return MethodSpec(short, METHODS[short].path, options)
+
+
+def _parse_options(part: str, arguments: str) -> dict[str, Any]:
+    how = "Options are written name=value; a value is a number, a quoted 'text', True, False, None or a list of these."
+    source = f"f{arguments}"
+    try:
+        call = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"The options of {part!r} cannot be read ({error}). {how}") from None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise UserError(f"The options of {part!r} cannot be read. {how}")
+    options: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise UserError(f"The options of {part!r} cannot be read. {how}")
+        if keyword.arg in options:
+            raise UserError(f"In {part!r}, {keyword.arg} is repeated; give it once.")
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            value = ast.get_source_segment(source, keyword.value)
+            raise UserError(f"In {part!r}, {keyword.arg}={value} is not a plain value. {how}") from None
+    return options
+
+
+def _split(text: str) -> list[str]:
+    """The parts between those `+` that stand outside brackets and quotes."""
+    parts, depth, quote, escaped = [""], 0, "", False
+    for character in text:
+        if quote:
+            if not escaped and character == quote:
+                quote = ""
+            escaped = character == "\\" and not escaped
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "+" and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    if quote or depth != 0:
+        what = f"a {quote} is" if quote else "a bracket is"
+        raise UserError(f"The method {text!r} cannot be read: {what} not closed, or one too many is.")
+    return parts

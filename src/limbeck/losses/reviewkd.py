@@ -1,0 +1,291 @@
+"""ReviewKD: every student level learns from the teacher's shallower levels through a chain of fusions.
+
+Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044.
+
+Published settings: CIFAR-100 taps the teacher before each stage's last activation and the student after it, and
+raises the weight linearly over 20 epochs; ImageNet has no warm-up. The weight of VGG13 to VGG8 is a maintainer's
+suggestion in a later benchmark, not the authors'. Inferred, not published: transformers, unequal stage counts.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+from limbeck.losses.base import DistillationLoss, Pairing
+from limbeck.losses.grids import Grid, grid_of
+from limbeck.losses.pairing import LevelPair, by_stride, evenly, is_plain, named, stages
+from limbeck.losses.precision import comparable, no_autocast
+from limbeck.outputs import ModelFacts, Outputs, Request
+
+# Weights by (teacher, student), for our CIFAR networks; None where the pair is published without its weight.
+PUBLISHED_WEIGHTS: dict[tuple[str, str], float | None] = {
+    ("resnet56", "resnet20"): 0.6,
+    ("resnet110", "resnet32"): 1.0,
+    ("resnet32x4", "resnet8x4"): 5.0,
+    ("wrn_40_2", "wrn_16_2"): 5.0,
+    ("wrn_40_2", "wrn_40_1"): 5.0,
+    ("wrn_40_2", "shufflenetv1"): 5.0,
+    ("resnet32x4", "shufflenetv1"): 5.0,
+    ("resnet32x4", "shufflenetv2"): 8.0,
+    ("vgg13", "vgg8"): 5.0,
+    ("vgg13", "mobilenetv2_half"): None,
+    ("resnet50_cifar", "mobilenetv2_half"): None,
+    ("resnet50_cifar", "vgg8"): None,
+}
+CIFAR_WARMUP_EPOCHS = 20.0
+
+
+def hcl_loss(student_map: Float[Tensor, "B C H W"], teacher_map: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
+    """Hierarchical context loss of one level: squared error of the maps and of their averages on coarser grids.
+
+    With MSE_l the mean squared error after adaptive average pooling to l x l, the terms are the full map with
+    weight 1 and, for l = 4, 2, 1 as far as l < H, weights 1/2, 1/4, 1/8 in the order in which they are used:
+
+        L = Σ w·MSE / Σ w
+
+    Only the height decides which pools are used, as published.
+
+    Args:
+        student_map: (B, C, H, W), the student's transformed map.
+        teacher_map: (B, C, H, W); receives no gradient.
+
+    Returns:
+        A scalar in at least float32.
+    """
+    with no_autocast(student_map):
+        student, teacher = comparable(student_map, teacher_map)
+        difference = student - teacher
+        loss, weight, total = difference.square().mean(), 1.0, 1.0
+        for side in (4, 2, 1):
+            if side >= difference.shape[2]:
+                continue
+            weight /= 2
+            # Pooling is linear: one pooling of the difference instead of one of each map.
+            loss = loss + weight * F.adaptive_avg_pool2d(difference, side).square().mean()
+            total += weight
+        return loss / total
+
+
+class AttentionFusion(nn.Module):
+    """Attention-based fusion (ABF) of a student level with the residual from the next deeper one.
+
+    Args:
+        in_channels: of the student's map.
+        mid_channels: of the residual path.
+        out_channels: of the teacher's map.
+        fuse: whether a deeper level exists; the deepest level has no attention.
+    """
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, *, fuse: bool) -> None:
+        super().__init__()
+        reduce = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        output = nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False)
+        for convolution in (reduce, output):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.reduce = nn.Sequential(reduce, nn.BatchNorm2d(mid_channels))
+        self.attention = nn.Conv2d(2 * mid_channels, 2, 1) if fuse else None
+        self.output = nn.Sequential(output, nn.BatchNorm2d(out_channels))
+
+    def forward(
+        self,
+        student_map: Float[Tensor, "B Ci Hs Ws"],
+        residual: Float[Tensor, "B Cm Hr Wr"] | None,
+        out_size: Grid,
+    ) -> tuple[Float[Tensor, "B Co Ht Wt"], Float[Tensor, "B Cm Ht Wt"]]:
+        """The map to compare with the teacher, and the residual for the next shallower level.
+
+        Args:
+            student_map: (B, in_channels, Hs, Ws).
+            residual: (B, mid_channels, ·, ·) from the next deeper level; None exactly for the deepest.
+            out_size: (Ht, Wt) of the teacher's map.
+
+        Returns:
+            (B, out_channels, Ht, Wt) and (B, mid_channels, Ht, Wt).
+        """
+        fused = self.reduce(student_map)
+        if self.attention is not None:
+            assert residual is not None
+            residual = _nearest(residual, grid_of(fused))
+            maps = torch.sigmoid(self.attention(torch.cat([fused, residual], dim=1)))
+            fused = fused * maps[:, :1] + residual * maps[:, 1:]
+        fused = _nearest(fused, out_size)
+        return self.output(fused), fused
+
+
+class ReviewKD(nn.Module):
+    """The chain of fusions from the deepest level to the shallowest, and the sum of their `hcl_loss`.
+
+    Args:
+        student_channels: of the student's maps, shallow to deep; the pooled vector counts as the last map.
+        teacher_channels: of the teacher's maps, as many.
+        mid_channels: of the residual path; min(512, deepest student channels) if None.
+
+    Raises:
+        UserError: the numbers of levels differ or are zero.
+    """
+
+    def __init__(
+        self, student_channels: Sequence[int], teacher_channels: Sequence[int], mid_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        if len(student_channels) != len(teacher_channels) or not student_channels:
+            raise UserError(
+                f"ReviewKD needs equally many levels of both models, at least one; it was given "
+                f"{len(student_channels)} student and {len(teacher_channels)} teacher levels."
+            )
+        self.mid_channels = min(512, student_channels[-1]) if mid_channels is None else mid_channels
+        deepest = len(student_channels) - 1
+        self.fusions = nn.ModuleList(
+            AttentionFusion(own, self.mid_channels, other, fuse=level < deepest)
+            for level, (own, other) in enumerate(zip(student_channels, teacher_channels, strict=True))
+        )
+
+    def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """Sum over levels of `hcl_loss`.
+
+        Args:
+            student_maps: (B, Cs, Hs, Ws) each, shallow to deep, the pooled vector last as a 1x1 map; any sizes.
+            teacher_maps: (B, Ct, Ht, Wt) each, in the same order; receive no gradient.
+
+        Returns:
+            A scalar in at least float32.
+        """
+        reviewed = self.review(student_maps, [grid_of(teacher_map) for teacher_map in teacher_maps])
+        levels = [hcl_loss(own, other) for own, other in zip(reviewed, teacher_maps, strict=True)]
+        return torch.stack(levels).sum()
+
+    def review(self, student_maps: Sequence[Tensor], sizes: Sequence[Grid]) -> list[Tensor]:
+        """The student's transformed maps, shallow to deep, on grids of the given (height, width).
+
+        Raises:
+            UserError: there is one image only and a 1x1 map, over which batch norm cannot be trained.
+        """
+        if self.training and student_maps[0].shape[0] == 1 and (1, 1) in [*map(grid_of, student_maps), *sizes]:
+            raise UserError(
+                "reviewkd normalises the pooled vectors over the images of one device and needs at least two of them "
+                "in every training batch; this one has 1. Raise the batch size, or leave out the last, partial batch."
+            )
+        residual: Tensor | None = None
+        reviewed: list[Tensor] = []
+        for fusion, own, size in reversed(list(zip(self.fusions, student_maps, sizes, strict=True))):
+            own = own.to(next(fusion.parameters()).dtype)
+            output, residual = fusion(own, residual, size)
+            reviewed.append(output)
+        return reviewed[::-1]
+
+
+class ReviewKDLoss(DistillationLoss):
+    """`ReviewKD` between two models: their stages, and the pooled vector as the deepest level.
+
+    Without `pairs`: equally many stages are paired in order (as published, even where strides differ), unequal
+    counts by nearest stride; of a plain transformer, `num_levels` evenly spaced blocks that end with the last
+    stand for its stages, and the other model's deepest ones are paired with them in order.
+
+    Args:
+        student: facts of the student.
+        teacher: facts of the teacher.
+        mid_channels: of the residual path; min(512, pooled student channels) if None.
+        taps: `auto` reads the teacher before each level's last activation where it offers that, the student after
+            it (as published for CIFAR-100); `post` reads both after it.
+        pairs: explicit (student level, teacher level) names, shallow to deep, read exactly as named.
+        num_levels: blocks taken of a plain transformer.
+
+    Raises:
+        UserError: an option is out of range, or no level can be paired.
+    """
+
+    def __init__(
+        self,
+        student: ModelFacts,
+        teacher: ModelFacts,
+        *,
+        mid_channels: int | None = None,
+        taps: Literal["auto", "post"] = "auto",
+        pairs: Sequence[tuple[str, str]] | None = None,
+        num_levels: int = 4,
+    ) -> None:
+        super().__init__(student, teacher)
+        if mid_channels is not None and mid_channels < 1:
+            raise UserError(f"reviewkd: mid_channels is {mid_channels}; it must be at least 1.")
+        if num_levels < 1:
+            raise UserError(f"reviewkd: num_levels is {num_levels}; it must be at least 1.")
+        self._pair = (_bare(teacher.architecture or teacher.name), _bare(student.architecture or student.name))
+        if pairs is not None:
+            chosen = named(student, teacher, pairs)
+            _check_order(student, chosen)
+        else:
+            levels = _choose(student, teacher, num_levels)
+            chosen = tuple((s.name, (t.preactivation if taps == "auto" else None) or t.name) for s, t in levels)
+        self.pairs = tuple(Pairing(*pair) for pair in chosen)
+        self.student_request = Request(tuple(pair.student for pair in self.pairs), pooled=True)
+        self.teacher_request = Request(tuple(pair.teacher for pair in self.pairs), pooled=True)
+        self.notes = self._notes(student, teacher)
+        self.reviewkd = ReviewKD(
+            [*(student.level(pair.student).channels for pair in self.pairs), student.pooled_channels],
+            [*(teacher.level(pair.teacher).channels for pair in self.pairs), teacher.pooled_channels],
+            mid_channels,
+        )
+
+    @property
+    def default_weight(self) -> float:
+        """The published weight of a known CIFAR-100 pair; 1.0 for every other."""
+        return PUBLISHED_WEIGHTS.get(self._pair) or 1.0
+
+    @property
+    def default_warmup_epochs(self) -> float:
+        """20 for the published CIFAR-100 pairs; 0 for every other."""
+        return CIFAR_WARMUP_EPOCHS if self._pair in PUBLISHED_WEIGHTS else 0.0
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+        """See `ReviewKD.forward`; the target is not read."""
+        assert student.pooled is not None
+        assert teacher.pooled is not None
+        own = [*(student.maps[pair.student] for pair in self.pairs), student.pooled[:, :, None, None]]
+        other = [*(teacher.maps[pair.teacher] for pair in self.pairs), teacher.pooled[:, :, None, None]]
+        loss: Tensor = self.reviewkd(own, other)
+        return loss
+
+    def _notes(self, student: ModelFacts, teacher: ModelFacts) -> tuple[str, ...]:
+        notes = []
+        if PUBLISHED_WEIGHTS.get(self._pair, 1.0) is None:
+            notes.append("reviewkd: this pair was published without its weight; 1.0 is used unless you set weight.")
+        own, other = len(student.levels), len(teacher.levels)
+        if own != other and not (is_plain(student.levels) or is_plain(teacher.levels)):
+            notes.append(f"reviewkd: the student has {own} stages, the teacher {other}; see the table of pairs.")
+        return tuple(notes)
+
+
+def _choose(student: ModelFacts, teacher: ModelFacts, num_levels: int) -> tuple[LevelPair, ...]:
+    for facts in (student, teacher):
+        if not facts.levels:
+            raise UserError(f"reviewkd compares feature maps, but {facts.name} offers none.")
+    own, other = student.levels, teacher.levels
+    if is_plain(own) or is_plain(other):
+        count = min(num_levels, len(own), len(other))
+        return stages(
+            evenly(own, count) if is_plain(own) else own[-count:],
+            evenly(other, count) if is_plain(other) else other[-count:],
+        )
+    return stages(own, other) if len(own) == len(other) else by_stride(own, other)
+
+
+def _check_order(student: ModelFacts, pairs: Sequence[tuple[str, str]]) -> None:
+    """The residual flows from deep to shallow, so an order the other way round would be another method."""
+    depths = [student.levels.index(student.level(name)) for name, _ in pairs]
+    if depths != sorted(depths):
+        raise UserError(f"reviewkd: pairs go from shallow to deep, but the student levels are {[n for n, _ in pairs]}.")
+
+
+def _bare(name: str) -> str:
+    """`limbeck:resnet20@file` as `resnet20`; the empty string for a model of any other origin."""
+    origin, _, rest = name.partition(":")
+    return rest.partition("@")[0] if origin == "limbeck" else ""
+
+
+def _nearest(feature_map: Tensor, size: Grid) -> Tensor:
+    return feature_map if grid_of(feature_map) == size else F.interpolate(feature_map, size, mode="nearest")

@@ -1,0 +1,71 @@
+"""Facts of imaginary models, and random outputs that fit them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from limbeck.outputs import Level, ModelFacts, Outputs, Request
+
+MakeFacts = Callable[..., ModelFacts]
+MakeOutputs = Callable[..., Outputs]
+
+
+def _plain(name: str = "vit", depth: int = 12, width: int = 8, grid: int = 4, num_classes: int = 5) -> ModelFacts:
+    levels = tuple(Level(f"blocks.{i}", width, 16, (grid, grid), "block") for i in range(depth))
+    final = Level("final", width, 16, (grid, grid), "block")
+    return ModelFacts(name, num_classes, (16 * grid, 16 * grid), levels, width, final)
+
+
+def _pyramid(
+    name: str = "cnn",
+    channels: tuple[int, ...] = (4, 6, 8),
+    grids: tuple[int, ...] = (8, 4, 2),
+    side: int = 8,
+    preactivation: bool = False,
+    num_classes: int = 5,
+    pooled: int | None = None,
+) -> ModelFacts:
+    levels = tuple(
+        Level(f"stages.{i}", c, side // g, (g, g), "stage", f"stages.{i}.pre" if preactivation else None)
+        for i, (c, g) in enumerate(zip(channels, grids, strict=True))
+    )
+    final = Level("final", channels[-1], side // grids[-1], (grids[-1], grids[-1]), "stage")
+    return ModelFacts(name, num_classes, (side, side), levels, pooled or channels[-1], final)
+
+
+def _outputs(
+    facts: ModelFacts, request: Request, batch: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Outputs:
+    """Everything requested, with gradient, random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return Outputs(
+        logits=random(batch, facts.num_classes),
+        pooled=random(batch, facts.pooled_channels) if request.pooled else None,
+        maps={n: random(batch, facts.level(n).channels, *facts.level(n).grid) for n in request.levels},
+        final=random(batch, facts.final.channels, *facts.final.grid) if request.final and facts.final else None,
+    )
+
+
+@pytest.fixture
+def plain() -> MakeFacts:
+    return _plain
+
+
+@pytest.fixture
+def pyramid() -> MakeFacts:
+    return _pyramid
+
+
+@pytest.fixture
+def make_outputs() -> MakeOutputs:
+    return _outputs
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,69 @@
+"""Every method as one graph, forward and backward, with the numbers of eager mode."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.losses import METHODS, build_losses, parse_methods
+from limbeck.outputs import Outputs
+
+pytestmark = pytest.mark.compile
+
+
+def compare(text: str, student, teacher, make_outputs, backend: str) -> None:
+    (built,) = build_losses(parse_methods(text), student, teacher)
+    loss = built.module
+    own = make_outputs(student, loss.student_request, dtype=torch.float32)
+    other = make_outputs(teacher, loss.teacher_request, seed=1, dtype=torch.float32)
+    target = torch.tensor([0, 4, 2])
+    inputs = [t for t in (own.logits, own.pooled, own.final, *own.maps.values()) if t is not None]
+
+    def both(o: Outputs, t: Outputs, y: Tensor) -> Tensor:
+        return loss(o, t, y)
+
+    def run(function) -> tuple[Tensor, list[Tensor | None]]:
+        torch.manual_seed(3)
+        value = function(own, other, target)
+        return value, list(torch.autograd.grad(value, [*inputs, *loss.parameters()], allow_unused=True))
+
+    torch._dynamo.reset()
+    value, gradients = run(torch.compile(both, fullgraph=True, backend=backend))
+    expected, expected_gradients = run(both)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert (gradient is None) == (wanted is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [*METHODS, "manifold(num_patches=8, full=1.0)", "manifold(on_grid_mismatch='merge')"])
+@pytest.mark.parametrize("family", ["plain", "pyramid", "mixed"])
+def test_one_graph_with_equal_numbers(text: str, family: str, plain, pyramid, make_outputs) -> None:
+    vit, cnn = plain(depth=4), pyramid()
+    student, teacher = {
+        "plain": (vit, plain(depth=5, width=6)),
+        "pyramid": (cnn, pyramid(channels=(5, 7, 9), grids=(8, 4, 2), preactivation=True)),
+        "mixed": (cnn, vit),
+    }[family]
+    compare(text, student, teacher, make_outputs, "aot_eager")
+
+
+def test_one_graph_through_inductor(plain, make_outputs) -> None:
+    compare("manifold(random=0, full=1.0)", plain(depth=2), plain(depth=2, width=6), make_outputs, "inductor")
+    compare("nkd", plain(depth=2), plain(depth=2), make_outputs, "inductor")
+
+
+def test_one_graph_under_autocast(plain, make_outputs) -> None:
+    (built,) = build_losses(parse_methods("vitkd"), plain(), plain(width=6))
+    own = make_outputs(plain(), built.module.student_request, dtype=torch.bfloat16)
+    other = make_outputs(plain(width=6), built.module.teacher_request, seed=1, dtype=torch.bfloat16)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda o, t: built.module(o, t), fullgraph=True, backend="aot_eager")
+    values = []
+    for function in (compiled, built.module):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            values.append(function(own, other))
+    assert values[0].dtype == torch.float32
+    torch.testing.assert_close(values[0], values[1], rtol=1e-2, atol=0)
