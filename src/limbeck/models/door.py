@@ -1,0 +1,273 @@
+"""The door to every model: opened by its name, saved to a folder, made again from what the folder says.
+
+`model.json` holds how the network is made (`rebuild`), how images are prepared for it, its classes, licence and
+source, and the name and SHA-256 of the safetensors file beside it, which has the bare network's tensors under its
+library's names. Nothing in either file is ever run.
+"""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from limbeck.errors import UserError
+from limbeck.files import atomic_write, whole_or_nothing
+from limbeck.models.base import VisionModel
+from limbeck.models.names import MODEL_FILE, ModelName, parse_model_name
+from limbeck.models.weights import (
+    bare_network,
+    file_hash,
+    fit_state_dict,
+    head_classes,
+    load_weights,
+    read_state_dict,
+    weights_hash,
+)
+
+_ADAPTERS = {
+    "timm": "limbeck.models.timm_models",
+    "torchvision": "limbeck.models.torchvision_models",
+    "hf": "limbeck.models.transformers_models",
+    "factory": "limbeck.models.custom",
+}
+
+
+def load_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+    input_size: tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+) -> VisionModel:
+    """Open a model by its name.
+
+    Args:
+        name: see `limbeck.models.names`.
+        num_classes: K of the logits; None is the weights' own. Another number than theirs replaces the head.
+        pretrained: with the weights that the name stands for; a file after `@` is always loaded. Our own networks
+            have no published weights and start at random.
+        input_size: (height, width) in pixels that images are resized to; None is the model's own.
+        drop_path: stochastic depth of the deepest block, growing linearly from 0 at the first; in [0, 1).
+
+    Returns:
+        The model in training mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: a named file or folder does not exist.
+        UserError: the name is unknown, or its weights cannot be fetched, read or fitted.
+    """
+    parsed = parse_model_name(name)
+    if parsed.kind == "run":
+        return _open_run(Path(parsed.name), name, num_classes, pretrained, input_size, drop_path)
+    options = {"input_size": input_size, "drop_path": drop_path}
+    if parsed.weights is None:
+        return _create(parsed, num_classes, pretrained, options)
+    return _with_file(parsed, parsed.weights, num_classes, options)
+
+
+def save_model(
+    model: VisionModel, folder: str | Path, *, stem: str = "student", class_names: Sequence[str] | None = None
+) -> None:
+    """Write `<stem>.safetensors` and `model.json`, each whole or not at all; the folder is then a model's name.
+
+    Args:
+        model: the model; its weights are copied to the CPU.
+        folder: made where it does not exist.
+        stem: the weights file's name without its suffix.
+        class_names: in label order, where they are known.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{stem}.safetensors"
+    # Clones, since safetensors refuses tensors that share memory (tied weights).
+    state = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in bare_network(model).state_dict().items()
+    }
+    with whole_or_nothing(file) as partial:
+        save_file(state, partial, metadata={"format": "pt"})
+        digest = file_hash(partial)
+    record = {
+        "name": model.facts.name,
+        "rebuild": model.rebuild,
+        "weights": file.name,
+        "sha256": digest,
+        "num_classes": model.facts.num_classes,
+        "class_names": list(class_names) if class_names is not None else None,
+        "input_size": list(model.facts.input_size),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "interpolation": model.interpolation,
+        "licence": model.provenance.licence,
+        "source": model.provenance.source,
+        # Imported by name: the face imports the verbs, which stand above the models.
+        "limbeck_version": importlib.import_module("limbeck").__version__,
+    }
+    with atomic_write(folder / MODEL_FILE) as out:
+        out.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def rebuild(
+    values: dict[str, Any],
+    *,
+    num_classes: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    text: str | None = None,
+) -> VisionModel:
+    """Make the architecture that `VisionModel.rebuild` describes, with random weights and without the network.
+
+    Args:
+        values: that dictionary.
+        num_classes, input_size: others than its own.
+        drop_path: as in `load_model`.
+        text: the name for facts and messages; None is the architecture's.
+
+    Raises:
+        UserError: the values name no library that is known here.
+    """
+    library = values.get("library")
+    size = input_size or tuple(values["input_size"])
+    options: dict[str, Any] = {
+        "num_classes": num_classes or values["num_classes"],
+        "input_size": size,
+        "drop_path": drop_path,
+    }
+    if library == "limbeck":
+        from limbeck.models import cifar
+
+        return cifar.create(values["name"], **options)
+    if library == "transformers":
+        adapter = importlib.import_module(_ADAPTERS["hf"])
+        config = adapter.AutoConfig.for_model(**values["config"])
+        config.num_labels = options["num_classes"]
+        notes = adapter.set_drop_path(config, text or config.model_type, drop_path)
+        preparation = {key: values[key] for key in ("mean", "std", "interpolation")} | {"input_size": size}
+        made: VisionModel = adapter.from_config(
+            config, text=text or config.model_type, preparation=preparation, notes=notes
+        )
+        return made
+    if library not in ("timm", "torchvision", "factory"):
+        raise UserError(
+            f"A model of the library {library!r} was saved by another version of Limbeck; this one cannot make it."
+        )
+    name = values["factory" if library == "factory" else "name"]
+    made = importlib.import_module(_ADAPTERS[library]).create(name, text=text or name, pretrained=False, **options)
+    return made
+
+
+def class_names_of(name: str) -> tuple[str, ...] | None:
+    """The class names recorded with a run or a transformers model, in label order; None where nobody recorded any."""
+    parsed = parse_model_name(name)
+    if parsed.kind == "run":
+        names = _record(Path(parsed.name)).get("class_names")
+        return tuple(names) if names is not None else None
+    if parsed.kind == "hf":
+        found: tuple[str, ...] | None = importlib.import_module(_ADAPTERS["hf"]).class_names(parsed.name)
+        return found
+    return None
+
+
+def _create(parsed: ModelName, num_classes: int | None, pretrained: bool, options: dict[str, Any]) -> VisionModel:
+    if parsed.kind == "limbeck":
+        from limbeck.models import cifar
+
+        size = options["input_size"] or (32, 32)
+        return cifar.create(parsed.name, num_classes or 100, drop_path=options["drop_path"], input_size=size)
+    adapter = importlib.import_module(_ADAPTERS[parsed.kind])
+    model: VisionModel = adapter.create(
+        parsed.name, text=parsed.text, num_classes=num_classes, pretrained=pretrained, **options
+    )
+    return model
+
+
+def _with_file(parsed: ModelName, file: Path, num_classes: int | None, options: dict[str, Any]) -> VisionModel:
+    state = read_state_dict(file)
+    model = _create(parsed, num_classes, False, options)
+    if num_classes is None:
+        # The file knows its number of classes better than the architecture's default.
+        theirs = head_classes(
+            fit_state_dict(bare_network(model), state, getattr(model, "convert", None)), model.facts.num_classes
+        )
+        if theirs is not None:
+            model = _create(parsed, theirs, False, options)
+    notes = load_weights(
+        bare_network(model), file, state=state, new_head=num_classes, convert=getattr(model, "convert", None)
+    )
+    model.provenance.notes += notes
+    model.provenance.licence = "unknown"
+    model.provenance.source = str(file)
+    model.provenance.weights_sha256 = weights_hash(model)
+    return model
+
+
+def _open_run(
+    folder: Path,
+    text: str,
+    num_classes: int | None,
+    pretrained: bool,
+    input_size: tuple[int, int] | None,
+    drop_path: float,
+) -> VisionModel:
+    record = _record(folder)
+    model = rebuild(record["rebuild"], num_classes=num_classes, input_size=input_size, drop_path=drop_path, text=text)
+    made_of = record["rebuild"]
+    architecture = f"{made_of['library']}:{made_of.get('name') or made_of.get('factory') or 'configuration'}"
+    model.facts = dataclasses.replace(model.facts, name=text, architecture=architecture)
+    model.mean.copy_(torch.tensor(record["mean"]).view_as(model.mean))
+    model.std.copy_(torch.tensor(record["std"]).view_as(model.std))
+    model.interpolation = record["interpolation"]
+    if not pretrained:
+        return model
+    file = folder / record["weights"]
+    if file.parent != folder:
+        raise UserError(
+            f"{folder / MODEL_FILE} names weights outside its folder ({record['weights']}); they are not opened."
+        )
+    if not file.is_file():
+        raise FileNotFoundError(f"The weights file {file}, named in {folder / MODEL_FILE}, does not exist.")
+    # The file's own reading error says more than a differing hash does.
+    state = read_state_dict(file)
+    if file_hash(file) != record["sha256"]:
+        raise UserError(
+            f"{file} is not the file that {folder / MODEL_FILE} was written for: its SHA-256 differs. "
+            "Restore it from the run."
+        )
+    model.provenance.notes += load_weights(
+        bare_network(model), file, state=state, new_head=num_classes, convert=getattr(model, "convert", None)
+    )
+    model.provenance.licence = record["licence"]
+    model.provenance.source = record["source"]
+    model.provenance.weights_sha256 = weights_hash(model)
+    return model
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not readable JSON ({error}). It is written by a finished run; restore it or run again."
+        ) from error
+    needed = (
+        "rebuild",
+        "weights",
+        "sha256",
+        "num_classes",
+        "input_size",
+        "mean",
+        "std",
+        "interpolation",
+        "licence",
+        "source",
+    )
+    missing = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it was not written by this version of Limbeck.")
+    return dict(record)

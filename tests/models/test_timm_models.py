@@ -1,0 +1,225 @@
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+from limbeck.models.timm_models import TimmModel, create
+from limbeck.outputs import Request
+
+VITS = {
+    "deit_tiny_patch16_224": 1,
+    "deit_tiny_distilled_patch16_224": 2,
+    "cait_xxs24_224": 0,
+    "eva02_tiny_patch14_224": 1,
+    "vit_small_patch14_reg4_dinov2": 5,
+    "vit_small_patch16_dinov3": 5,
+}
+PYRAMIDS = (
+    "swin_tiny_patch4_window7_224",
+    "convnext_atto",
+    "resnet18",
+    "mobilenetv3_small_050",
+    "efficientformerv2_s0",
+    "tiny_vit_5m_224",
+    "fastvit_t8",
+    "levit_128s",
+    "regnety_002",
+)
+EXTRA = ("eva02_tiny_patch14_224", "levit_128s", "regnety_002")
+"""Families whose graph is like another's: compiling them again would only take time."""
+TWO_HEADS = ("deit_tiny_distilled_patch16_224", "efficientformerv2_s0", "levit_128s")
+
+
+def opened(name: str, **options: Any) -> TimmModel:
+    """A model of seven classes at 64 pixels whose every parameter matters (no zero biases, no tiny layer scales)."""
+    size = (70, 70) if "patch14" in name else (64, 64)
+    model = create(name, text=name, num_classes=7, pretrained=False, input_size=size, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def everything(model: TimmModel) -> Request:
+    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True)
+
+
+def images(size: int = 64) -> Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", [*VITS, *PYRAMIDS])
+@torch.no_grad()
+def test_logits_are_the_librarys_and_maps_have_the_promised_sizes(name: str) -> None:
+    model = opened(name)
+    inputs = model.prepare(images())
+    outputs = model(images(), everything(model))
+    expected = model.network(inputs)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(images()).logits, expected, atol=1e-5, rtol=1e-5)
+    assert list(outputs.maps) == [level.name for level in model.facts.levels]
+    for level in model.facts.levels:
+        assert outputs.maps[level.name].shape == (2, level.channels, *level.grid)
+        assert level.stride == round(model.facts.input_size[0] / level.grid[0])
+    final = model.facts.final
+    assert final is not None
+    assert outputs.final is not None
+    assert outputs.final.shape == (2, final.channels, *final.grid)
+    assert outputs.pooled is not None
+    assert outputs.pooled.shape == (2, model.facts.pooled_channels)
+    assert outputs.logits.shape == (2, model.facts.num_classes)
+
+
+@pytest.mark.parametrize("name", [name for name in [*VITS, *PYRAMIDS] if name not in TWO_HEADS])
+@torch.no_grad()
+def test_pooled_is_what_enters_the_classifier(name: str) -> None:
+    model = opened(name)
+    entered: list[Tensor] = []
+    handle = model.network.get_classifier().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    model.network(model.prepare(images()))
+    handle.remove()
+    outputs = model(images(), Request(pooled=True))
+    torch.testing.assert_close(outputs.pooled, entered[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.network.get_classifier()(outputs.pooled), outputs.logits)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "efficientformerv2_s0"])
+def test_two_heads_are_averaged_in_training_too(name: str) -> None:
+    model = opened(name).train()
+    logits = model(images(), Request(pooled=True)).logits
+    assert logits.shape == (2, 7)
+    heads = model.network.get_classifier()
+    logits.sum().backward()
+    for head in heads:
+        weight = next(p for p in head.parameters() if p.ndim == 2)
+        assert weight.grad is not None
+        assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_a_cell_of_a_map_is_the_patchs_token(name: str) -> None:
+    model, prefix = opened(name), VITS[name]
+    assert {level.kind for level in model.facts.levels} == {"block"}
+    tokens: dict[int, Tensor] = {}
+    handles = [
+        block.register_forward_hook(lambda _, __, output, number=number: tokens.__setitem__(number, output))
+        for number, block in enumerate(model.network.blocks)
+    ]
+    outputs = model(images(), everything(model))
+    for handle in handles:
+        handle.remove()
+    assert len(tokens) == len(model.facts.levels)
+    height, width = model.facts.levels[0].grid
+    for number, sequence in tokens.items():
+        assert sequence.shape[1] == prefix + height * width
+        map_ = outputs.maps[f"blocks.{number}"]
+        for row in range(height):
+            for column in range(width):
+                assert torch.equal(map_[:, :, row, column], sequence[:, prefix + row * width + column])
+    if name != "eva02_tiny_patch14_224":  # EVA norms after pooling, so its final map is its last
+        normed = model.network.norm(outputs.maps[f"blocks.{len(tokens) - 1}"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        assert (normed - outputs.maps[f"blocks.{len(tokens) - 1}"]).abs().max() > 1e-2
+        torch.testing.assert_close(outputs.final, normed, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_swins_final_map_is_the_norm_of_its_last_stage() -> None:
+    model = opened("swin_tiny_patch4_window7_224")
+    outputs = model(images(), Request(("stages.3",), final=True))
+    normed = model.network.norm(outputs.maps["stages.3"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(outputs.final, normed)
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_pyramids_have_one_stage_per_stride_without_the_stem(name: str) -> None:
+    levels = opened(name).facts.levels
+    assert [level.stride for level in levels] == ([16, 32, 64] if name == "levit_128s" else [4, 8, 16, 32])
+    assert {level.kind for level in levels} == {"stage"}
+
+
+@torch.no_grad()
+def test_resnets_stages_are_its_layers() -> None:
+    model = opened("resnet18")
+    seen: dict[str, Tensor] = {}
+    for number in range(4):
+        layer = getattr(model.network, f"layer{number + 1}")
+        layer.register_forward_hook(lambda _, __, output, number=number: seen.__setitem__(f"stages.{number}", output))
+    outputs = model(images(), Request(("stages.3", "stages.0", "stages.1")))
+    assert list(outputs.maps) == ["stages.3", "stages.0", "stages.1"]
+    assert all(torch.equal(map_, seen[name]) for name, map_ in outputs.maps.items())
+
+
+@torch.no_grad()
+def test_the_model_resizes_and_normalises_for_itself() -> None:
+    model = opened("convnext_atto")
+    model.mean.copy_(torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+    model.std.copy_(torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1))
+    by_hand = torch.stack([(images()[:, c] - (c + 1) / 10) / (0.5 + c / 10) for c in range(3)], 1)
+    torch.testing.assert_close(model(images()).logits, model.network(by_hand), atol=1e-5, rtol=1e-5)
+    large = images(96)
+    small = nn.functional.interpolate(large, (64, 64), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    torch.testing.assert_close(model(large).logits, model(small).logits)
+
+
+def test_mean_and_std_are_the_weights_own() -> None:
+    eva = opened("eva02_tiny_patch14_224")
+    cfg = timm.get_pretrained_cfg("eva02_tiny_patch14_224")
+    torch.testing.assert_close(eva.mean.flatten(), torch.tensor(cfg.mean))
+    torch.testing.assert_close(eva.std.flatten(), torch.tensor(cfg.std))
+    assert tuple(cfg.mean) != (0.485, 0.456, 0.406)
+
+
+def test_drop_path_reaches_the_blocks_or_is_noted() -> None:
+    rates = [m.drop_prob for m in opened("deit_tiny_patch16_224", drop_path=0.1).modules() if hasattr(m, "drop_prob")]
+    assert max(rates) == pytest.approx(0.1)
+    assert any("drop_path has no effect" in note for note in opened("densenet121", drop_path=0.1).provenance.notes)
+
+
+def test_copies_of_a_model_are_independent_and_equal() -> None:
+    model = opened("resnet18")
+    twin = copy.deepcopy(model)
+    assert torch.equal(model(images()).logits, twin(images()).logits)
+    with torch.no_grad():
+        twin.network.fc.bias.add_(1.0)
+    torch.testing.assert_close(model(images()).logits + 1.0, twin(images()).logits)
+
+
+def test_unknown_levels_names_and_sizes_are_explained() -> None:
+    with pytest.raises(KeyError, match=r"has no level 'stages\.9'; it has stages\.0"):
+        opened("resnet18")(images(), Request(("stages.9",)))
+    with pytest.raises(UserError, match=r"Did you mean .*deit_tiny_patch16_224"):
+        create("deit_tinny_patch16_224", text="deit_tinny_patch16_224", pretrained=False)
+    with pytest.raises(UserError, match=r"has no weights 'resnet18\.nonsense'.*resnet18\.a1_in1k"):
+        create("resnet18.nonsense", text="resnet18.nonsense", pretrained=False)
+    with pytest.raises(UserError, match="cannot take images of 30x30 pixels"):
+        create("inception_v3", text="inception_v3", pretrained=False, input_size=(30, 30))
+
+
+def test_weights_that_cannot_be_fetched_say_how_to_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.models.timm_models.is_unreachable", lambda host: True)
+    monkeypatch.setattr("limbeck.models.timm_models.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(UserError, match=r"could not be fetched.*resnet18@weights\.safetensors"):
+        create("resnet18", text="resnet18")
+    with pytest.raises(UserError, match=r"could not be fetched.*No pretrained weights exist"):
+        create("vit_small_patch16_18x2_224", text="vit_small_patch16_18x2_224")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", [name for name in [*VITS, *PYRAMIDS] if name not in EXTRA])
+@torch.no_grad()
+def test_the_whole_pass_compiles_as_one_graph(name: str) -> None:
+    model = opened(name)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    request = everything(model)
+    expected, found = model(images(), request), compiled(images(), request)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    for level, map_ in expected.maps.items():
+        torch.testing.assert_close(found.maps[level], map_, atol=1e-4, rtol=1e-4)
