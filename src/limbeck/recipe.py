@@ -1,0 +1,281 @@
+"""What a run is: every option of training and distillation, typed, documented once, saved beside the results.
+
+The dataclasses here are the single definition behind the three faces of a verb: `from_recipe` turns a function of
+a recipe into a Python function of its fields, the command line makes its options from the same fields, and a YAML
+file given with `--config` fills the same names. This file imports no heavy library, so that asking for help is quick.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from limbeck.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RecipeT = TypeVar("RecipeT")
+
+Auto = Literal["auto"]
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """How a network is trained, whatever teaches it.
+
+    Args:
+        data: digits | a folder of class folders | a folder of unlabelled images | FILE.npz | FILE.parquet or a
+            folder of parquet files | hf:NAME.
+        out: the run's folder; auto makes a new one under runs/.
+        resume: continue the run in --out from its last checkpoint; the result equals that of an uninterrupted run.
+        epochs: passes over the training images.
+        batch_size: images per step and device.
+        optimizer: the optimiser.
+        lr: peak learning rate; auto scales with the images per update: adamw 1e-3 * sqrt(n / 512), lamb
+            5e-3 * sqrt(n / 2048), sgd 0.1 * n / 256.
+        weight_decay: auto is 0.05 (adamw), 0.02 (lamb) or 5e-4 (sgd).
+        decay_norms: also decay biases, norm parameters, position embeddings and tokens; auto is yes for sgd (as in the
+            CIFAR literature) and no for adamw and lamb (as for vision transformers).
+        momentum: of sgd.
+        nesterov: Nesterov's correction of that momentum.
+        schedule: cosine to min_lr_ratio, step at step_epochs, or constant; all after a linear warm-up.
+        warmup_epochs: linear warm-up from 1e-3 of the peak rate; auto is 5 % of the epochs (at most 20) for adamw and
+            lamb, 0 for sgd.
+        min_lr_ratio: last rate of the cosine, relative to the peak.
+        step_epochs: epochs after which the step schedule multiplies the rate; auto is 62.5, 75 and 87.5 % of epochs.
+        step_gamma: the factor of each step.
+        label_smoothing: of the supervised loss.
+        mixup: alpha of Mixup; 0 switches it off.
+        cutmix: alpha of CutMix; 0 switches it off.
+        mix_prob: share of batches that are mixed when either is on.
+        mix_switch_prob: chance of CutMix instead of Mixup when both are on.
+        crop: training crop. pad pads and crops; resized is the random resized crop; none only resizes; auto takes pad for
+            images and views of at most 64 pixels, resized otherwise.
+        pad: pixels added on each side by that padding; auto is an eighth of the view's side (4 for 32 pixels).
+        crop_scale: smallest and largest area share of the random resized crop.
+        flip: chance of a horizontal flip; auto is 0 for digits (a mirrored digit is none), 0.5 otherwise.
+        rand_augment: a policy in timm's notation, such as rand-m9-mstd0.5-inc1.
+        color_jitter: strength of brightness, contrast and saturation jitter.
+        random_erasing: chance that a rectangle of the image is erased.
+        eval_crop: share of the image's shorter side that the centre crop keeps when measuring.
+        view_size: side in pixels of the picture that both models are shown (each resizes it to its own input); auto is
+            the student's input side, or the larger of the two models' where the images are larger than that.
+        drop_path: stochastic depth rate of the trained network.
+        ema: decay of an exponential moving average of the weights, per update; the average is measured and saved.
+        clip_grad: largest gradient norm.
+        accumulate: batches per update.
+        precision: auto is bf16 on a GPU that has it, 32 elsewhere.
+        compile: compile the trained network with its losses, and the teacher, each as one graph.
+        accelerator: where to train.
+        devices: number of devices.
+        nodes: number of machines (start one process on each with torchrun or SLURM).
+        num_workers: processes that load images; auto is 0 for small sets in memory, else up to 8.
+        seed: of everything random.
+        val_fraction: share of the images held out for validation where the data gives no split.
+        split_seed: of that split and of max_train_images; not the run's seed, so that a teacher and the students of several
+            seeds share one split.
+        max_train_images: train on a stratified random subset of this size.
+        bad_images: what to do about files that cannot be decoded: stop, or skip (counted and listed in the run).
+        eval_every: epochs between measurements on the validation images.
+        log_every: steps between lines of metrics.
+        checkpoint_steps: also write a checkpoint every so many steps within an epoch.
+        loggers: beside metrics.jsonl and metrics.csv, which are always written.
+        control: folders of runs without distillation to compare with in the report.
+        report: write report.html at the end.
+        progress: show a progress bar.
+    """
+
+    data: str
+    out: str = "auto"
+    resume: bool = False
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
+    lr: float | Auto = "auto"
+    weight_decay: float | Auto = "auto"
+    decay_norms: bool | Auto = "auto"
+    momentum: float = 0.9
+    nesterov: bool = True
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float | Auto = "auto"
+    min_lr_ratio: float = 0.01
+    step_epochs: list[float] | Auto = "auto"
+    step_gamma: float = 0.1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    crop: Literal["auto", "resized", "pad", "none"] = "auto"
+    pad: int | Auto = "auto"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float | Auto = "auto"
+    rand_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    eval_crop: float = 0.875
+    view_size: int | Auto = "auto"
+    drop_path: float = 0.0
+    ema: float | None = None
+    clip_grad: float | None = None
+    accumulate: int = 1
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    compile: bool = False
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    num_workers: int | Auto = "auto"
+    seed: int = 0
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    max_train_images: int | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
+    eval_every: int = 1
+    log_every: int = 50
+    checkpoint_steps: int | None = None
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
+    control: list[str] = field(default_factory=list)
+    report: bool = True
+    progress: bool = True
+
+    def check(self) -> None:
+        """Refuse impossible numbers before anything heavy is loaded.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        for name in ("epochs", "batch_size", "accumulate", "devices", "nodes", "eval_every", "log_every"):
+            _require(self, name, lambda value: value >= 1, "at least 1")
+        for name in ("label_smoothing", "mix_prob", "mix_switch_prob", "random_erasing", "flip", "drop_path"):
+            _require(self, name, lambda value: value == "auto" or 0 <= value <= 1, "between 0 and 1")
+        _require(self, "val_fraction", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
+        _require(self, "eval_crop", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        _require(self, "ema", lambda value: value is None or 0 < value < 1, "between 0 and 1, for example 0.9999")
+        _require(self, "lr", lambda value: value == "auto" or value > 0, "above 0")
+        _require(
+            self, "crop_scale", lambda value: 0 < value[0] <= value[1] <= 1, "two shares of the area, 0 < a <= b <= 1"
+        )
+        for name in ("mixup", "cutmix", "color_jitter", "momentum", "min_lr_ratio"):
+            _require(self, name, lambda value: value >= 0, "at least 0")
+        for name in ("clip_grad", "checkpoint_steps", "max_train_images"):
+            _require(self, name, lambda value: value is None or value > 0, "above 0")
+        if self.resume and self.out == "auto":
+            raise UserError("--resume continues the run in a given folder; name that folder with --out.")
+
+
+@dataclass(kw_only=True)
+class TrainRecipe(TrainingRecipe):
+    """Train one network without a teacher, from scratch or from given weights.
+
+    Args:
+        model: what to train: a timm name, torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder or
+            package.module:factory; NAME@weights.safetensors loads local weights.
+        pretrained: start from the library's weights; auto does so for names with a tag (deit3_small_patch16_224.fb_in1k),
+            hub names and local weights, and starts from random numbers otherwise.
+        input_size: side in pixels of the model's input; auto is the model's own.
+    """
+
+    model: str
+    pretrained: bool | Auto = "auto"
+    input_size: int | Auto = "auto"
+
+
+@dataclass(kw_only=True)
+class DistillRecipe(TrainingRecipe):
+    """Train a student from a teacher.
+
+    Args:
+        teacher: the strong model: a timm name, torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder or
+            package.module:factory; NAME@weights.safetensors loads local weights.
+        student: the small model, named in the same ways.
+        method: none, or distillation losses joined with +, each with its options in parentheses:
+            "vitkd+nkd(gamma=1.0, weight=0.5)". `limbeck methods` lists them.
+        task_weight: weight of the supervised loss; auto is what the methods were published with (0 for unlabelled images).
+        student_pretrained: start the student from its library's weights; auto does so for names with a tag
+            (deit_tiny_patch16_224.fb_in1k), hub names and local weights.
+        student_size: side in pixels of the student's input; auto is the model's own.
+        teacher_size: the same for the teacher.
+        teacher_accuracy: the accuracy (0 to 1) that the teacher should reach on the validation images; the run stops when
+            it is more than 0.05 below.
+        trust_teacher: go on although the teacher looks implausible.
+    """
+
+    teacher: str
+    student: str
+    method: str = "kd"
+    task_weight: float | Auto = "auto"
+    student_pretrained: bool | Auto = "auto"
+    student_size: int | Auto = "auto"
+    teacher_size: int | Auto = "auto"
+    teacher_accuracy: float | None = None
+    trust_teacher: bool = False
+
+    def check(self) -> None:
+        """As for any training; the expected accuracy is a share, not per cent."""
+        super().check()
+        _require(self, "teacher_accuracy", lambda value: value is None or 0 < value <= 1, "a share between 0 and 1")
+        _require(self, "task_weight", lambda value: value == "auto" or value >= 0, "at least 0")
+
+
+def from_recipe(recipe_class: Callable[P, RecipeT]) -> Callable[[Callable[[RecipeT], R]], Callable[P, R]]:
+    """Turn a function of a recipe into the same function of the recipe's fields, with their types and documentation."""
+
+    def decorate(function: Callable[[RecipeT], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def verb(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(recipe_class(*args, **kwargs))
+
+        result_annotation = function.__annotations__.get("return", inspect.Signature.empty)
+        verb.__signature__ = inspect.signature(recipe_class).replace(return_annotation=result_annotation)  # type: ignore[attr-defined]
+        verb.__doc__ = f"{function.__doc__}\n\n{inspect.getdoc(recipe_class)}"
+        verb.recipe_class = recipe_class  # type: ignore[attr-defined]
+        return verb
+
+    return decorate
+
+
+def resolve_training(recipe: TrainingRecipe, updates_images: int) -> dict[str, Any]:
+    """The value of every "auto" that depends on numbers only.
+
+    Args:
+        recipe: what the user asked for.
+        updates_images: images per optimiser update, over all devices and accumulated batches.
+
+    Returns:
+        Field name to value, for the fields that are "auto".
+    """
+    optimizer, epochs = recipe.optimizer, recipe.epochs
+    rules: dict[str, Callable[[], Any]] = {
+        "lr": lambda: {
+            "adamw": 1e-3 * (updates_images / 512) ** 0.5,
+            "lamb": 5e-3 * (updates_images / 2048) ** 0.5,
+            "sgd": 0.1 * updates_images / 256,
+        }[optimizer],
+        "weight_decay": lambda: {"adamw": 0.05, "lamb": 0.02, "sgd": 5e-4}[optimizer],
+        "decay_norms": lambda: optimizer == "sgd",
+        "warmup_epochs": lambda: 0.0 if optimizer == "sgd" else min(20.0, 0.05 * epochs),
+        "step_epochs": lambda: [0.625 * epochs, 0.75 * epochs, 0.875 * epochs],
+    }
+    return {name: rule() for name, rule in rules.items() if getattr(recipe, name) == "auto"}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines that name each field in which two recipes differ, as `name: old -> new`."""
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    ]
+
+
+def as_plain(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values for YAML, tuples as lists."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(recipe).items()
+    }
+
+
+def _require(recipe: Any, name: str, holds: Callable[[Any], bool], expectation: str) -> None:
+    value = getattr(recipe, name)
+    if not holds(value):
+        raise UserError(f"--{name} is {value!r}; it must be {expectation}.")

@@ -1,0 +1,150 @@
+"""A whole training: distiller, data and recipe in; a trained student and its records out."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
+
+from limbeck.data.loader import ResumableLoader
+from limbeck.distiller import Distiller
+from limbeck.errors import MissingExtraError
+from limbeck.recipe import TrainingRecipe
+from limbeck.run import Run
+from limbeck.tasks.classification import ClassificationTask
+from limbeck.training.checkpoints import Checkpoints
+from limbeck.training.module import TrainingModule
+from limbeck.training.progress import Progress
+from limbeck.training.records import Records
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def choose_accelerator(asked: str) -> str:
+    """cpu, gpu or mps; "auto" is the fastest there is."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "gpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_precision(asked: str, accelerator: str) -> str:
+    """32, bf16 or 16; "auto" is bf16 where the GPU computes in it."""
+    if asked != "auto":
+        return asked
+    return "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32"
+
+
+def main_device(accelerator: str) -> torch.device:
+    """The first device of a kind of accelerator."""
+    return torch.device({"gpu": "cuda", "mps": "mps", "cpu": "cpu"}[accelerator])
+
+
+def fit(
+    distiller: Distiller,
+    task: ClassificationTask,
+    recipe: TrainingRecipe,
+    run: Run,
+    train_loader: ResumableLoader,
+    val_loader: Iterable[dict[str, torch.Tensor]] | None,
+    *,
+    teacher_logits: NDArray[np.float32] | None = None,
+) -> TrainingModule:
+    """Train the distiller's student.
+
+    Args:
+        distiller: built for this data.
+        task: mixing and supervised loss.
+        recipe: fully resolved.
+        run: an existing folder; with `recipe.resume` it holds the checkpoint to start from.
+        train_loader: images to learn from, resumable within an epoch.
+        val_loader: images to measure on after every `eval_every` epochs; None for unlabelled data without any.
+        teacher_logits: the teacher's answers on the validation images, in order.
+
+    Returns:
+        The trained module; its `measured_student` is the network to keep.
+
+    Raises:
+        UserError: the loss is not a number, the disk is full, or the user stopped the run.
+    """
+    updates = -(-len(train_loader) // recipe.accumulate)
+    module = TrainingModule(distiller, task, recipe, run, updates_per_epoch=updates, teacher_logits=teacher_logits)
+    if recipe.compile:
+        distiller.compile()
+    resume_from = run.last_checkpoint if recipe.resume else None
+    first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    if first_process:
+        os.environ["LIMBECK_RUN_FOLDER"] = str(run.path.resolve())
+        step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"] if resume_from else -1
+        module.records = Records(run.metrics_file, upto_step=step)
+    callbacks: list[lightning.Callback] = [Checkpoints(run, recipe.checkpoint_steps, recipe.accumulate)]
+    if recipe.progress:
+        callbacks.append(Progress(refresh_rate=1))
+    _quieten_lightning()
+    try:
+        trainer = lightning.Trainer(
+            accelerator=recipe.accelerator,
+            devices=recipe.devices,
+            num_nodes=recipe.nodes,
+            strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
+            precision=PRECISIONS[recipe.precision],
+            max_epochs=recipe.epochs,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.clip_grad,
+            check_val_every_n_epoch=recipe.eval_every,
+            num_sanity_val_steps=0,
+            logger=_make_loggers(recipe, run),
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=recipe.progress,
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+            log_every_n_steps=recipe.log_every,
+        )
+        trainer.fit(module, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
+    finally:
+        os.environ.pop("LIMBECK_RUN_FOLDER", None)
+    return module
+
+
+def _make_loggers(recipe: TrainingRecipe, run: Run) -> list[Logger]:
+    loggers: list[Logger] = []
+    for name in recipe.loggers:
+        match name:
+            case "tensorboard":
+                from lightning.pytorch.loggers import TensorBoardLogger
+
+                loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+            case "wandb":
+                loggers.append(_optional_logger("WandbLogger", "wandb", save_dir=run.path, name=run.path.name))
+            case "mlflow":
+                loggers.append(
+                    _optional_logger("MLFlowLogger", "mlflow", experiment_name="limbeck", run_name=run.path.name)
+                )
+    return loggers
+
+
+def _optional_logger(class_name: str, library: str, **options: Any) -> Logger:
+    import lightning.pytorch.loggers as library_loggers
+
+    try:
+        logger: Logger = getattr(library_loggers, class_name)(**options)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(library, "loggers", f"The {library} logger") from error
+    return logger
+
+
+def _quieten_lightning() -> None:
+    """Keep the terminal for what the user asked about: hardware announcements and advertisements go."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*LeafSpec.*", ".*lr_scheduler.step.*"):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,215 @@
+"""One training step, one validation, as a Lightning module around a Distiller."""
+
+import time
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from limbeck.distiller import Distiller
+from limbeck.recipe import TrainingRecipe
+from limbeck.run import Run
+from limbeck.tasks.classification import ClassificationTask, agreement, measure
+from limbeck.training.guards import FiniteGuard
+from limbeck.training.optimisers import make_optimizer, make_scheduler
+from limbeck.training.randomness import seed_everything
+from limbeck.training.records import Records
+from limbeck.training.timing import StageTimer
+
+GRADIENT_IMAGES = 32
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a distiller's student.
+
+    Args:
+        distiller: student, teacher and losses.
+        task: mixing of images.
+        recipe: fully resolved.
+        run: where records and bad batches go.
+        updates_per_epoch: optimiser steps in an epoch.
+        teacher_logits: (N, K), the teacher's answers on the validation images, for the agreement; None without.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        task: ClassificationTask,
+        recipe: TrainingRecipe,
+        run: Run,
+        *,
+        updates_per_epoch: int,
+        teacher_logits: NDArray[np.float32] | None = None,
+    ) -> None:
+        super().__init__()
+        # Convolutions are up to eight times as fast with the channels last, on CPUs as on GPUs.
+        self.distiller = distiller.to(memory_format=torch.channels_last)
+        self.task = task
+        self.recipe = recipe
+        self.updates_per_epoch = updates_per_epoch
+        self.teacher_logits = teacher_logits
+        self.ema = (
+            AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            if recipe.ema
+            else None
+        )
+        if self.ema is not None:
+            self.ema.requires_grad_(False)
+        self.guard = FiniteGuard(run.path)
+        self.records: Records | None = None
+        self.seconds = 0.0
+        self.status: dict[str, float] = {}
+        self._timer = StageTimer(torch.device("cpu"))
+        self._interval_sums: dict[str, Tensor] = {}
+        self._interval_steps = 0
+        self._interval_began = self._batch_ended = time.perf_counter()
+        self._val_outputs: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+
+    @property
+    def measured_student(self) -> torch.nn.Module:
+        """The network that is measured last and saved: the moving average where there is one."""
+        return self.distiller.student if self.ema is None else self.ema.module
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimiser over student and projectors, its schedule stepped per update."""
+        optimizer = make_optimizer(self.distiller.trained_parameters(), self.recipe)
+        scheduler = make_scheduler(optimizer, self.recipe, self.updates_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher, which is no submodule, to the device."""
+        if self.distiller.teacher is not None:
+            self.distiller.teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Also for a run resumed within an epoch, whose epoch start lies in the past."""
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Set the losses' warm-up."""
+        self.distiller.set_epoch(self.current_epoch)
+        self._timer = StageTimer(self.device)
+        self._interval_began = self._batch_ended = time.perf_counter()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Make this step's random numbers a function of its place in the run."""
+        self._timer.add("data", time.perf_counter() - self._batch_ended)
+        seed_everything("step", self.recipe.seed, self.global_rank, self.current_epoch, batch_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One pass of teacher, student and losses over a batch."""
+        labelled = self.distiller.task_loss is not None
+        images, target = self.task.mix(batch["image"], batch["label"])
+        images = images.contiguous(memory_format=torch.channels_last)
+        if batch_idx == 0 and self.records is not None:
+            few = images[:GRADIENT_IMAGES], target[:GRADIENT_IMAGES] if labelled else None
+            self._record("gradients", self.distiller.gradient_norms(*few))
+        with self._timer.stage("teacher"):
+            teacher_outputs = self.distiller.teacher_step(images)
+        terms, _ = self.distiller.student_step(images, target if labelled else None, teacher_outputs)
+        self.guard.watch(self.global_step, terms, images, target)
+        for name, value in terms.items():
+            self._interval_sums[name] = self._interval_sums.get(name, 0) + value.detach()
+        self._interval_steps += 1
+        return terms["total"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then their average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update_parameters(self.distiller.student)
+
+    def end_batch(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Write a line of metrics where one is due.
+
+        Called by the checkpoint callback, which must come after it: Lightning runs callbacks before the module's own hook.
+        """
+        is_last = batch_idx + 1 == self.trainer.num_training_batches
+        self._batch_ended = time.perf_counter()
+        if is_last:
+            self.guard.check()
+        if is_last or (batch_idx + 1) % self.recipe.log_every == 0:
+            self._end_interval(len(batch["image"]))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collect the student's answers."""
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        logits = self.distiller.student(images).logits.float().cpu()
+        averaged = self.ema.module(images).logits.float().cpu() if self.ema is not None else None
+        self._val_outputs.append((batch["index"].cpu(), batch["label"].cpu(), logits, averaged))
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the answers of all devices together."""
+        parts = self._val_outputs
+        self._val_outputs = []
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = [part for rank in gathered for part in rank]
+        index = torch.cat([part[0] for part in parts])
+        # Images in their own order, each once; -1 marks what only filled up a device's share.
+        numbers, first = np.unique(index.numpy(), return_index=True)
+        first = first[numbers >= 0]
+        labels = torch.cat([part[1] for part in parts])[first]
+        logits = torch.cat([part[2] for part in parts])[first]
+        measured = measure(logits, labels)
+        values = {"accuracy": measured.accuracy, "loss": measured.nll}
+        if self.ema is not None:
+            averaged = torch.cat([part[3] for part in parts if part[3] is not None])[first]
+            values["raw_accuracy"] = measured.accuracy
+            values["accuracy"] = measure(averaged, labels).accuracy
+            logits = averaged
+        if self.teacher_logits is not None and self.teacher_logits.shape == tuple(logits.shape):
+            values["agreement"] = agreement(logits, self.teacher_logits)
+        self._record("val", values)
+        self.status["val accuracy"] = values["accuracy"]
+        self._interval_began = self._batch_ended = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the metrics need beside the weights."""
+        checkpoint["limbeck"] = {
+            "seconds": self.seconds,
+            "interval_sums": {name: value.cpu() for name, value in self._interval_sums.items()},
+            "interval_steps": self._interval_steps,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        kept = checkpoint["limbeck"]
+        self.seconds = kept["seconds"]
+        self._interval_sums = {name: value.to(self.device) for name, value in kept["interval_sums"].items()}
+        self._interval_steps = kept["interval_steps"]
+
+    def _end_interval(self, batch_size: int) -> None:
+        now = time.perf_counter()
+        steps, self._interval_steps = self._interval_steps, 0
+        sums, self._interval_sums = self._interval_sums, {}
+        values = {f"loss/{name}": float(value) / steps for name, value in sums.items()}
+        elapsed = max(1e-9, now - self._interval_began)
+        self.seconds += elapsed
+        spent = self._timer.read()
+        shares = {name: min(1.0, spent.get(name, 0.0) / elapsed) for name in ("data", "teacher")}
+        shares["student"] = max(0.0, 1.0 - sum(shares.values()))
+        weights = dict(self.distiller.current_weights)
+        if "task" in sums:
+            weights["task"] = self.distiller.task_weight
+        self.status |= {"loss": values["loss/total"], "img/s": steps * batch_size * self.trainer.world_size / elapsed}
+        self.status |= {f"{name} %": 100 * share for name, share in shares.items()}
+        self._record(
+            "train",
+            values
+            | {f"weight/{name}": weight for name, weight in weights.items()}
+            | {"lr": self.optimizers().param_groups[0]["lr"], "images_per_second": self.status["img/s"]}  # type: ignore[union-attr]
+            | {f"time/{name}": share for name, share in shares.items()},
+        )
+        self._interval_began = now
+
+    def _record(self, kind: str, values: dict[str, float]) -> None:
+        if self.records is not None:
+            self.records.add(kind, self.current_epoch, self.global_step, values)
+        for logger in self.loggers:
+            logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=self.global_step)
