@@ -1,0 +1,1 @@
+"""Artefacts for devices: written whole, verified on real images, timed."""
