@@ -1,0 +1,51 @@
+"""Limbeck makes small vision models out of large ones.
+
+The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `report` and `methods` are also commands; `Distiller` is
+for people with a training loop of their own; `load_model` is the door to every model by its name.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from limbeck.distiller import Distiller as Distiller
+    from limbeck.models.door import load_model as load_model
+    from limbeck.verbs.distill import distill as distill
+    from limbeck.verbs.evaluate import evaluate as evaluate
+    from limbeck.verbs.export import export as export
+    from limbeck.verbs.methods import methods as methods
+    from limbeck.verbs.predict import predict as predict
+    from limbeck.verbs.report import report as report
+    from limbeck.verbs.train import train as train
+
+_PLACES = {
+    "Distiller": "limbeck.distiller",
+    "load_model": "limbeck.models.door",
+    **{
+        verb: f"limbeck.verbs.{verb}"
+        for verb in ("distill", "evaluate", "export", "methods", "predict", "report", "train")
+    },
+}
+
+__all__ = [
+    "Distiller",
+    "__version__",
+    "distill",
+    "evaluate",
+    "export",
+    "load_model",
+    "methods",
+    "predict",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,94 @@
+"""The course of a training run, from names to results; `train` and `distill` differ only in having a teacher."""
+
+import time
+
+from limbeck.models.base import VisionModel
+from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
+from limbeck.run import Run
+from limbeck.tasks.classification import measure, predict_logits
+from limbeck.training.fit import fit
+from limbeck.verbs import results, screen
+from limbeck.verbs.preparation import Course, make_task, prepare, train_loader, val_loader
+from limbeck.verbs.teacher_check import require_plausible
+
+
+def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
+    """Train as the recipe says and write the results; see the verbs for what is raised."""
+    began = time.perf_counter()
+    course = prepare(recipe, run)
+    recipe = course.recipe
+    screen.settings(f"Recipe, saved in {run.path / 'recipe.yaml'}", as_plain(recipe))
+    screen.notes(course.notes)
+    _check_teacher(course)
+    _show_pairs(course)
+    module = fit(
+        course.distiller,
+        make_task(recipe, course.student),
+        recipe,
+        run,
+        train_loader(course),
+        val_loader(course, rank_share=True),
+        teacher_logits=course.teacher_logits,
+    )
+    if not module.trainer.is_global_zero:
+        return run
+    results.write(course, module, seconds=time.perf_counter() - began)
+    return run
+
+
+def _check_teacher(course: Course) -> None:
+    """Measure the teacher where its classes are the data's, and stop on an implausible one."""
+    recipe, teacher, val = course.recipe, course.teacher, course.data.val
+    if teacher is None or val is None or not isinstance(recipe, DistillRecipe):
+        return
+    teacher.to(course.device)
+    if course.data.class_names is not None and teacher.facts.num_classes != len(course.data.class_names):
+        screen.notes(
+            [
+                f"The teacher knows {teacher.facts.num_classes} classes, the data has {len(course.data.class_names)}: "
+                "it cannot be measured here."
+            ]
+        )
+        return
+    course.teacher_logits, labels = predict_logits(teacher, val_loader(course), course.device)
+    if val.labels is None:
+        return
+    if recipe.trust_teacher:
+        course.teacher_measured = measure(course.teacher_logits, labels)
+    else:
+        course.teacher_measured = require_plausible(
+            teacher, course.teacher_logits, labels, val_loader(course), recipe.teacher_accuracy, course.device
+        )
+    measured = course.teacher_measured
+    screen.table(
+        "Teacher on the validation images",
+        ("model", "accuracy", "log-likelihood", "calibration error", "images"),
+        [
+            (
+                teacher.facts.name,
+                screen.per_cent(measured.accuracy),
+                f"{-measured.nll:.3f}",
+                f"{measured.calibration_error:.3f}",
+                measured.images,
+            )
+        ],
+    )
+
+
+def _show_pairs(course: Course) -> None:
+    rows = [
+        (name, *_describe_level(course.student, pair.student), *_describe_level(course.teacher, pair.teacher))
+        for name, loss in course.distiller.distillation_losses.items()
+        for pair in loss.pairs
+    ]
+    if rows:
+        columns = ("loss", "student level", "channels, grid", "teacher level", "channels, grid")
+        screen.table("The student's levels and the teacher's they learn from", columns, rows)
+
+
+def _describe_level(model: VisionModel | None, name: str) -> tuple[str, str]:
+    assert model is not None
+    if name == "pooled":
+        return name, f"{model.facts.pooled_channels}, 1x1"
+    level = model.facts.final if name == "final" else model.facts.level(name)
+    return (name, f"{level.channels}, {level.grid[0]}x{level.grid[1]}") if level is not None else (name, "")

@@ -1,0 +1,83 @@
+"""`limbeck evaluate`: a number for a model on labelled images."""
+
+from typing import Any, Literal
+
+from limbeck.data.names import check_data_name
+from limbeck.models.names import parse_model_name
+from limbeck.verbs import screen
+
+
+def evaluate(
+    model: str,
+    data: str | None = None,
+    batch_size: int = 128,
+    view_size: int | Literal["auto"] = "auto",
+    eval_crop: float | None = None,
+    val_fraction: float | None = None,
+    split_seed: int | None = None,
+    bad_images: Literal["stop", "skip"] = "stop",
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
+    num_workers: int | Literal["auto"] = "auto",
+) -> dict[str, Any]:
+    """Measure a model on the validation images of a data set.
+
+    Args:
+        model: a run's folder or any other model name.
+        data: the data set; a run's own when left out.
+        batch_size: images at a time.
+        view_size: side in pixels of the picture shown to the model; auto is the run's, or the model's input side.
+        eval_crop: share of the shorter side that the centre crop keeps; the run's, or 0.875.
+        val_fraction: share held out where the data gives no split; the run's, or 0.1.
+        split_seed: of that split; the run's, or 0.
+        bad_images: what to do about files that cannot be decoded.
+        accelerator: where to run.
+        num_workers: processes that load images.
+
+    Returns:
+        accuracy, top5, nll, calibration_error (shares and nats), images, images_per_second.
+
+    Raises:
+        UserError: the data has other classes than the model, or no labels.
+        FileNotFoundError: a file or folder does not exist.
+    """
+    parse_model_name(model)
+    if data is not None:
+        check_data_name(data)
+    import dataclasses
+    import time
+
+    from limbeck.tasks.classification import measure, predict_logits
+    from limbeck.training.fit import choose_accelerator, main_device
+    from limbeck.verbs.measured_data import measured_data
+
+    device = main_device(choose_accelerator(accelerator))
+    shown = measured_data(
+        model,
+        data,
+        view_size=view_size,
+        eval_crop=eval_crop,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        bad_images=bad_images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    began = time.perf_counter()
+    logits, labels = predict_logits(shown.model.to(device), shown.loader, device)
+    rate = len(labels) / (time.perf_counter() - began)
+    measured = measure(logits, labels)
+    screen.notes(shown.data.notes)
+    screen.table(
+        f"{shown.model.facts.name} on {shown.data.name}, {measured.images} validation images",
+        ("accuracy", "top 5", "log-likelihood", "calibration error", "images/s"),
+        [
+            (
+                screen.per_cent(measured.accuracy),
+                screen.per_cent(measured.top5),
+                f"{-measured.nll:.4f}",
+                f"{measured.calibration_error:.4f}",
+                f"{rate:.0f}",
+            )
+        ],
+    )
+    return {**dataclasses.asdict(measured), "images_per_second": rate}

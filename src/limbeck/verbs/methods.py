@@ -1,0 +1,53 @@
+"""`limbeck methods`: the distillation methods, what each needs, and its options."""
+
+import inspect
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.losses.names import METHODS, parse_methods
+from limbeck.verbs import screen
+
+
+def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """List the distillation methods, or explain one.
+
+    Args:
+        name: a method's name, to see its formula, options and defaults.
+
+    Returns:
+        Summary, paper and needs of each method listed.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if name is not None:
+        return {name: _explain(name)}
+    screen.table(
+        "Methods for --method, alone or joined with +",
+        ("name", "what it does", "labels", "paper"),
+        [
+            ("none", "the control: no distillation", "needed", ""),
+            *((n, i.summary, "needed" if i.needs_labels else "not needed", i.reference) for n, i in METHODS.items()),
+        ],
+    )
+    screen.say(
+        "Options: --method 'nkd(gamma=1.0, weight=0.5)'. `limbeck methods NAME` shows a method's formula and options."
+    )
+    return {n: vars(info) for n, info in METHODS.items()}
+
+
+def _explain(name: str) -> dict[str, Any]:
+    specs = parse_methods(name)
+    if len(specs) != 1:
+        raise UserError(f"Name one method, such as kd; {name!r} is {len(specs)}.")
+    from limbeck.losses.build import import_loss
+
+    loss = import_loss(specs[0])
+    screen.say(f"{name}\n\n{inspect.getdoc(inspect.getmodule(loss))}\n\n{inspect.getdoc(loss)}\n")
+    options = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(loss).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    screen.settings(f"Options of {name}, with defaults", options)
+    return {"options": options, "needs_labels": loss.needs_labels}

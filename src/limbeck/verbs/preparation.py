@@ -1,0 +1,256 @@
+"""From a recipe to a course: names opened, every "auto" decided, the run's folder made."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from limbeck.data.base import DataSet
+from limbeck.data.door import open_data
+from limbeck.data.loader import ResumableLoader, default_workers, make_train_loader, make_val_loader
+from limbeck.data.options import ViewOptions, resolve_options
+from limbeck.distiller import Distiller, describe_weights
+from limbeck.errors import UserError
+from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.door import class_names_of, load_model
+from limbeck.models.names import has_own_weights
+from limbeck.recipe import DistillRecipe, TrainingRecipe, TrainRecipe, as_plain, differences, resolve_training
+from limbeck.run import Run
+from limbeck.tasks.classification import ClassificationTask, Measurement
+from limbeck.training.fit import choose_accelerator, choose_precision, main_device
+from limbeck.training.randomness import seed_everything
+from limbeck.verbs import provenance
+
+FREE_ON_RESUME = {"resume", "out", "progress", "report", "control", "loggers", "num_workers", "checkpoint_steps"}
+
+
+@dataclass
+class Course:
+    """Everything a run is made of, once all names are opened and every "auto" is decided."""
+
+    recipe: TrainRecipe | DistillRecipe
+    run: Run
+    data: DataSet
+    student: VisionModel
+    teacher: VisionModel | None
+    distiller: Distiller
+    device: torch.device
+    student_origin: Provenance
+    teacher_logits: NDArray[np.float32] | None = None
+    teacher_measured: Measurement | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, from data, models and losses."""
+        models = [model for model in (self.teacher, self.student) if model is not None]
+        found = [*self.data.notes]
+        for model in models:
+            found += [f"{model.facts.name}: {note}" for note in model.provenance.notes]
+        for name, loss in self.distiller.distillation_losses.items():
+            found += [f"{name}: {note}" for note in loss.notes]
+        return found
+
+
+def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
+    """Open data and models, decide every "auto", make the distiller and the run's folder."""
+    data = open_data(
+        recipe.data,
+        val_fraction=recipe.val_fraction,
+        seed=recipe.split_seed,
+        bad_images=recipe.bad_images,
+        max_train_images=recipe.max_train_images,
+    )
+    seed_everything("initialisation", recipe.seed)
+    teacher, student = _open_models(recipe, data)
+    recipe = _resolve(recipe, data, student, teacher)
+    method = recipe.method if isinstance(recipe, DistillRecipe) else "none"
+    distiller = Distiller(
+        teacher,
+        student,
+        method,
+        task_loss=make_task(recipe, student).loss if data.labelled else None,
+        task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto",
+    )
+    if isinstance(recipe, DistillRecipe):
+        recipe = dataclasses.replace(recipe, task_weight=distiller.task_weight)
+    run.make()
+    recipe = dataclasses.replace(recipe, out=str(run.path))
+    device = main_device(recipe.accelerator)
+    _write_or_compare_recipe(run, recipe)
+    record = {
+        "environment": provenance.environment(device),
+        "data": data.record,
+        "teacher": provenance.of_model(teacher) if teacher is not None else None,
+        "student": provenance.of_model(student),
+        "loss_weights": dict(describe_weights(distiller)),
+    }
+    run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    return Course(recipe, run, data, student, teacher, distiller, device, dataclasses.replace(student.provenance))
+
+
+def val_loader(course: Course, *, rank_share: bool = False) -> Any:
+    """Batches of the validation images as the models are measured on; None for data without.
+
+    Args:
+        course: the run.
+        rank_share: of several processes, each gets its share of the images.
+    """
+    if course.data.val is None:
+        return None
+    rank, world_size = _place_among_processes(course.recipe) if rank_share else (0, 1)
+    recipe = course.recipe
+    return make_val_loader(
+        course.data,
+        view_options(recipe),
+        int(recipe.view_size),
+        batch_size=recipe.batch_size,
+        num_workers=int(recipe.num_workers),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def view_options(recipe: TrainingRecipe) -> ViewOptions:
+    """The recipe's augmentation."""
+    names = {field.name for field in dataclasses.fields(ViewOptions)}
+    return ViewOptions(**{name: value for name, value in vars(recipe).items() if name in names})
+
+
+def _open_models(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> tuple[VisionModel | None, VisionModel]:
+    num_classes = len(data.class_names) if data.class_names is not None else None
+    if isinstance(recipe, TrainRecipe):
+        if not data.labelled:
+            raise UserError(
+                f"{recipe.data} has no labels, and training without a teacher needs them. Give a folder of class folders."
+            )
+        model = load_model(
+            recipe.model,
+            num_classes=num_classes,
+            pretrained=_pretrained(recipe.pretrained, recipe.model),
+            input_size=_square(recipe.input_size),
+            drop_path=recipe.drop_path,
+        )
+        return None, model
+    teacher = load_model(recipe.teacher, input_size=_square(recipe.teacher_size))
+    student = load_model(
+        recipe.student,
+        num_classes=num_classes or teacher.facts.num_classes,
+        pretrained=_pretrained(recipe.student_pretrained, recipe.student),
+        input_size=_square(recipe.student_size),
+        drop_path=recipe.drop_path,
+    )
+    _require_same_class_order(recipe, data)
+    return teacher, student
+
+
+def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
+    """Where the teacher's folder names its classes, they must be the data's, in the same order."""
+    known = class_names_of(recipe.teacher)
+    if known is None or data.class_names is None or len(known) != len(data.class_names):
+        return
+    for number, (theirs, ours) in enumerate(zip(known, data.class_names, strict=True)):
+        if theirs != ours:
+            raise UserError(
+                f"The teacher {recipe.teacher} was trained with other classes: its class {number} is {theirs!r}, that of "
+                f"{recipe.data} is {ours!r}. Use data with the same classes in the same order, or train a teacher on this data."
+            )
+
+
+def _resolve(
+    recipe: TrainRecipe | DistillRecipe, data: DataSet, student: VisionModel, teacher: VisionModel | None
+) -> TrainRecipe | DistillRecipe:
+    """Every "auto" decided; in this one place."""
+    accelerator = choose_accelerator(recipe.accelerator)
+    if recipe.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("--accelerator gpu was asked for, but torch finds no GPU. Use --accelerator cpu or auto.")
+    values: dict[str, Any] = resolve_training(
+        recipe, recipe.batch_size * recipe.devices * recipe.nodes * recipe.accumulate
+    )
+    values["accelerator"] = accelerator
+    values["precision"] = choose_precision(recipe.precision, accelerator)
+    if recipe.view_size == "auto":
+        values["view_size"] = _view_size(data, student, teacher)
+    size = int(values.get("view_size", recipe.view_size))
+    views = resolve_options(view_options(recipe), size, data.native_size, data.name)
+    values |= {"crop": views.crop, "pad": views.pad, "flip": views.flip}
+    if recipe.num_workers == "auto":
+        values["num_workers"] = default_workers(data.train, data.native_size)
+    sizes = {"input_size": student, "student_size": student, "teacher_size": teacher}
+    flags = {"pretrained": "model", "student_pretrained": "student"}
+    for name, model in sizes.items():
+        if getattr(recipe, name, None) == "auto" and model is not None:
+            values[name] = model.facts.input_size[0]
+    for name, of in flags.items():
+        if getattr(recipe, name, None) == "auto":
+            values[name] = has_own_weights(getattr(recipe, of))
+    return dataclasses.replace(recipe, **values)
+
+
+def _view_size(data: DataSet, student: VisionModel, teacher: VisionModel | None) -> int:
+    """The student's input side; the larger of both models' where the images hold that much."""
+    own = max(student.facts.input_size)
+    other = max(teacher.facts.input_size) if teacher is not None else own
+    return max(own, min(other, min(data.native_size)))
+
+
+def _write_or_compare_recipe(run: Run, recipe: TrainRecipe | DistillRecipe) -> None:
+    values = as_plain(recipe)
+    if recipe.resume:
+        kept = {key: value for key, value in values.items() if key not in FREE_ON_RESUME}
+        before = {key: value for key, value in run.recipe.items() if key not in FREE_ON_RESUME}
+        if changed := differences(before, kept):
+            raise UserError(
+                f"The run in {run.path} was started with another recipe, so it cannot be resumed: {'; '.join(changed)}. Give the "
+                f"same options (for instance with --config {run.path / 'recipe.yaml'}), or start a new run."
+            )
+    else:
+        run.write_recipe(values)
+
+
+def train_loader(course: Course) -> ResumableLoader:
+    """Augmented batches of the training images, resumable within an epoch."""
+    recipe = course.recipe
+    rank, world_size = _place_among_processes(recipe)
+    return make_train_loader(
+        course.data,
+        view_options(recipe),
+        int(recipe.view_size),
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        num_workers=int(recipe.num_workers),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def make_task(recipe: TrainingRecipe, student: VisionModel) -> ClassificationTask:
+    """The recipe's supervised loss and mixing."""
+    return ClassificationTask(
+        student.facts.num_classes,
+        label_smoothing=recipe.label_smoothing,
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        mix_prob=recipe.mix_prob,
+        mix_switch_prob=recipe.mix_switch_prob,
+    )
+
+
+def _place_among_processes(recipe: TrainingRecipe) -> tuple[int, int]:
+    """(rank, number of processes), from the variables that Lightning, torchrun and SLURM set for each."""
+    world_size = recipe.devices * recipe.nodes
+    node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))))
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return node * recipe.devices + local, world_size
+
+
+def _pretrained(asked: bool | str, name: str) -> bool:
+    return has_own_weights(name) if asked == "auto" else bool(asked)
+
+
+def _square(side: int | str) -> tuple[int, int] | None:
+    return None if side == "auto" else (int(side), int(side))
