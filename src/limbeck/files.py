@@ -37,6 +37,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers keep their files from everybody else
             os.fsync(file.fileno())
         os.replace(partial, path)
     except Exception as error:
@@ -51,6 +52,12 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

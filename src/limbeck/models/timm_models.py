@@ -188,6 +188,7 @@ class TimmModel(VisionModel):
         classifier = network.get_classifier()
         self._pooled_is_classified = (
             isinstance(classifier, nn.Module)
+            and not isinstance(classifier, nn.ModuleList)
             and not getattr(network, "drop_rate", 0.0)
             and classifier(pooled).shape == logits.shape
             and torch.allclose(classifier.eval()(pooled), logits, atol=1e-6)

@@ -37,6 +37,7 @@ def write(course: Course, module: TrainingModule, *, seconds: float) -> None:
         course.student.rebuild,
     )
     student.provenance.source = f"{recipe_verb(course)} run {run.path.name}"
+    student.provenance.licence = _licence(course)
     save_model(
         student,
         run.path,
@@ -65,6 +66,14 @@ def write(course: Course, module: TrainingModule, *, seconds: float) -> None:
 def recipe_verb(course: Course) -> str:
     """distill or train."""
     return "distill" if isinstance(course.recipe, DistillRecipe) else "train"
+
+
+def _licence(course: Course) -> str:
+    """The student's own licence, with that of the teacher it learned from where it is another."""
+    own = course.student_origin.licence
+    if course.teacher is None or not course.distiller.losses or course.teacher.provenance.licence == own:
+        return own
+    return f"{own}; distilled from a teacher under: {course.teacher.provenance.licence}"
 
 
 def count_macs(model: VisionModel) -> int:
