@@ -103,6 +103,19 @@ class Run:
             file.write(text.encode())
 
 
+def process_rank(devices: int = 1) -> int:
+    """This process's number among those of a multi-device run, as Lightning, torchrun and SLURM tell it; 0 for the first.
+
+    Args:
+        devices: processes on each machine, to count across machines where only a machine's number and a place on it are told.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ.get("NODE_RANK", "0")) * devices + int(os.environ["LOCAL_RANK"])
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
 def choose_run(out: str, verb: str, model: str, data: str, *, resume: bool, parent: str | Path = "runs") -> Run:
     """The folder of a new run, not yet made, or of the one to be resumed.
 
@@ -115,8 +128,13 @@ def choose_run(out: str, verb: str, model: str, data: str, *, resume: bool, pare
     Raises:
         UserError: the folder holds another run, or no checkpoint to resume from.
     """
-    # The other processes of a multi-device run are told the folder that the first one chose.
-    if inherited := os.environ.get("LIMBECK_RUN_FOLDER"):
+    if process_rank() > 0:
+        # Lightning starts further processes with the first one's environment; torchrun and SLURM start all alike.
+        inherited = os.environ.get("LIMBECK_RUN_FOLDER", out)
+        if inherited == "auto":
+            raise UserError(
+                "With several processes, name the run's folder with --out, so that all of them mean the same."
+            )
         return Run(inherited)
     if out == "auto":
         stem = "-".join(

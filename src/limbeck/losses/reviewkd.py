@@ -110,11 +110,19 @@ class AttentionFusion(nn.Module):
         fused = self.reduce(student_map)
         if self.attention is not None:
             assert residual is not None
-            residual = _nearest(residual, grid_of(fused))
-            maps = torch.sigmoid(self.attention(torch.cat([fused, residual], dim=1)))
-            fused = fused * maps[:, :1] + residual * maps[:, 1:]
+            maps = torch.sigmoid(self._logits(self.attention, fused, residual))
+            fused = torch.addcmul(fused * maps[:, :1], _nearest(residual, grid_of(fused)), maps[:, 1:])
         fused = _nearest(fused, out_size)
         return self.output(fused), fused
+
+    def _logits(self, attention: nn.Conv2d, fused: Tensor, residual: Tensor) -> Tensor:
+        """What the attention says about the fused map and the residual resized to it, one beside the other.
+
+        A pointwise convolution commutes with nearest resizing and splits over its inputs, so that the largest
+        tensor of the method, both maps in one, is never made.
+        """
+        own, other = attention.weight.split(self.reduce[0].out_channels, dim=1)
+        return F.conv2d(fused, own, attention.bias) + _nearest(F.conv2d(residual, other), grid_of(fused))
 
 
 class ReviewKD(nn.Module):

@@ -16,7 +16,7 @@ from limbeck.data.loader import ResumableLoader
 from limbeck.distiller import Distiller
 from limbeck.errors import MissingExtraError
 from limbeck.recipe import TrainingRecipe
-from limbeck.run import Run
+from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import ClassificationTask
 from limbeck.training.checkpoints import Checkpoints
 from limbeck.training.module import TrainingModule
@@ -79,8 +79,7 @@ def fit(
     if recipe.compile:
         distiller.compile()
     resume_from = run.last_checkpoint if recipe.resume else None
-    first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-    if first_process:
+    if process_rank() == 0:
         os.environ["LIMBECK_RUN_FOLDER"] = str(run.path.resolve())
         step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"] if resume_from else -1
         module.records = Records(run.metrics_file, upto_step=step)

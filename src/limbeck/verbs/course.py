@@ -4,7 +4,7 @@ import time
 
 from limbeck.models.base import VisionModel
 from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
-from limbeck.run import Run
+from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import measure, predict_logits
 from limbeck.training.fit import fit
 from limbeck.verbs import results, screen
@@ -15,6 +15,7 @@ from limbeck.verbs.teacher_check import require_plausible
 def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     """Train as the recipe says and write the results; see the verbs for what is raised."""
     began = time.perf_counter()
+    screen.console.quiet = screen.console.quiet or process_rank() > 0
     course = prepare(recipe, run)
     recipe = course.recipe
     screen.settings(f"Recipe, saved in {run.path / 'recipe.yaml'}", as_plain(recipe))

@@ -1,7 +1,6 @@
 """From a recipe to a course: names opened, every "auto" decided, the run's folder made."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.door import class_names_of, load_model
 from limbeck.models.names import has_own_weights
 from limbeck.recipe import DistillRecipe, TrainingRecipe, TrainRecipe, as_plain, differences, resolve_training
-from limbeck.run import Run
+from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import ClassificationTask, Measurement
 from limbeck.training.fit import choose_accelerator, choose_precision, main_device
 from limbeck.training.randomness import seed_everything
@@ -78,18 +77,19 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
     )
     if isinstance(recipe, DistillRecipe):
         recipe = dataclasses.replace(recipe, task_weight=distiller.task_weight)
-    run.make()
     recipe = dataclasses.replace(recipe, out=str(run.path))
     device = main_device(recipe.accelerator)
-    _write_or_compare_recipe(run, recipe)
-    record = {
-        "environment": provenance.environment(device),
-        "data": data.record,
-        "teacher": provenance.of_model(teacher) if teacher is not None else None,
-        "student": provenance.of_model(student),
-        "loss_weights": dict(describe_weights(distiller)),
-    }
-    run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    if process_rank() == 0:
+        run.make()
+        _write_or_compare_recipe(run, recipe)
+        record = {
+            "environment": provenance.environment(device),
+            "data": data.record,
+            "teacher": provenance.of_model(teacher) if teacher is not None else None,
+            "student": provenance.of_model(student),
+            "loss_weights": dict(describe_weights(distiller)),
+        }
+        run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
     return Course(recipe, run, data, student, teacher, distiller, device, dataclasses.replace(student.provenance))
 
 
@@ -102,8 +102,8 @@ def val_loader(course: Course, *, rank_share: bool = False) -> Any:
     """
     if course.data.val is None:
         return None
-    rank, world_size = _place_among_processes(course.recipe) if rank_share else (0, 1)
     recipe = course.recipe
+    rank, world_size = (process_rank(recipe.devices), recipe.devices * recipe.nodes) if rank_share else (0, 1)
     return make_val_loader(
         course.data,
         view_options(recipe),
@@ -215,7 +215,6 @@ def _write_or_compare_recipe(run: Run, recipe: TrainRecipe | DistillRecipe) -> N
 def train_loader(course: Course) -> ResumableLoader:
     """Augmented batches of the training images, resumable within an epoch."""
     recipe = course.recipe
-    rank, world_size = _place_among_processes(recipe)
     return make_train_loader(
         course.data,
         view_options(recipe),
@@ -223,8 +222,8 @@ def train_loader(course: Course) -> ResumableLoader:
         seed=recipe.seed,
         batch_size=recipe.batch_size,
         num_workers=int(recipe.num_workers),
-        rank=rank,
-        world_size=world_size,
+        rank=process_rank(recipe.devices),
+        world_size=recipe.devices * recipe.nodes,
     )
 
 
@@ -238,14 +237,6 @@ def make_task(recipe: TrainingRecipe, student: VisionModel) -> ClassificationTas
         mix_prob=recipe.mix_prob,
         mix_switch_prob=recipe.mix_switch_prob,
     )
-
-
-def _place_among_processes(recipe: TrainingRecipe) -> tuple[int, int]:
-    """(rank, number of processes), from the variables that Lightning, torchrun and SLURM set for each."""
-    world_size = recipe.devices * recipe.nodes
-    node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))))
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return node * recipe.devices + local, world_size
 
 
 def _pretrained(asked: bool | str, name: str) -> bool:
