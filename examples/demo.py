@@ -16,7 +16,15 @@ from limbeck.run import Run
 from limbeck.verbs import screen
 
 METHODS = {"none": "nothing: the control", "kd": "softened probabilities", "kd+reviewkd": "these and feature maps"}
-COMMON = {"data": "digits", "batch_size": 32, "lr": 5e-3, "loggers": [], "progress": False, "report": False, "accelerator": "cpu"}
+COMMON = {
+    "data": "digits",
+    "batch_size": 32,
+    "lr": 5e-3,
+    "loggers": [],
+    "progress": False,
+    "report": False,
+    "accelerator": "cpu",
+}
 
 
 def main() -> None:

@@ -81,7 +81,8 @@ def _parse(verb: str, function: Callable[..., Any], arguments: list[str]) -> dic
 def _spell_out(described: Callable[..., Any], arguments: list[str]) -> list[str]:
     """Short forms in full.
 
-    `--resume` is `--resume=true`, `--control A --control B` a list of both, and `methods kd` is `methods --name kd`.
+    `--bad-images` is `--bad_images`, `--resume` is `--resume=true`, `--control A --control B` a list of both,
+    and `methods kd` is `methods --name kd`.
     """
     import typing
 
@@ -94,6 +95,9 @@ def _spell_out(described: Callable[..., Any], arguments: list[str]) -> list[str]
     for position, argument in enumerate(arguments):
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
         name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+            argument = f"{name}{equals}{value}"
         value = value if equals else following
         if argument in switches and following.startswith("-"):
             spelt.append(f"{argument}=true")

@@ -7,12 +7,13 @@ file given with `--config` fills the same names. This file imports no heavy libr
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from limbeck.errors import UserError
+from limbeck.errors import MissingExtraError, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -161,6 +162,9 @@ class TrainingRecipe:
             _require(self, name, lambda value: value >= 0, "at least 0")
         for name in ("clip_grad", "checkpoint_steps", "max_train_images"):
             _require(self, name, lambda value: value is None or value > 0, "above 0")
+        for name in self.loggers:
+            if name != "tensorboard" and importlib.util.find_spec(name) is None:
+                raise MissingExtraError(name, "loggers", f"The {name} logger")
         if self.resume and self.out == "auto":
             raise UserError("--resume continues the run in a given folder; name that folder with --out.")
 

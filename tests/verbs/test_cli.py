@@ -1,6 +1,7 @@
 """The command line: quick help, quick and kind usage errors, YAML and options that say the same."""
 
 import importlib
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from limbeck.cli import VERBS
+from limbeck.cli import VERBS, _spell_out
+from limbeck.recipe import DistillRecipe
 from limbeck.run import Run
 
 
@@ -104,6 +106,21 @@ def test_a_yaml_file_says_what_options_say(teacher_run: Run, tmp_path: Path) -> 
     third = limbeck("distill", "--config", str(a.path / "recipe.yaml"), "--out", str(tmp_path / "c"))
     assert third.returncode == 0, third.stderr
     assert (tmp_path / "c" / "student.safetensors").read_bytes() == (a.path / "student.safetensors").read_bytes()
+
+
+def test_short_forms_mean_the_long_ones() -> None:
+    spelt = _spell_out(
+        DistillRecipe, ["--bad-images", "skip", "--resume", "--control", "a-b", "--control=c", "--seed", "-1"]
+    )
+    expected = ["--bad_images", "skip", "--resume=true", "--control+", "a-b", "--control+=c", "--seed", "-1"]
+    assert spelt == expected
+
+
+def test_an_absent_extra_is_named_before_anything_starts() -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    done = limbeck("distill", "--teacher", "a", "--student", "b", "--data", "digits", "--loggers", "wandb")
+    assert "pip install 'limbeck[loggers]'" in done.stderr
 
 
 def test_methods_are_listed_and_explained() -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from limbeck.data.loader import ResumableLoader
 from limbeck.distiller import Distiller
-from limbeck.errors import MissingExtraError
 from limbeck.recipe import TrainingRecipe
 from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import ClassificationTask
@@ -123,22 +122,14 @@ def _make_loggers(recipe: TrainingRecipe, run: Run) -> list[Logger]:
 
                 loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
             case "wandb":
-                loggers.append(_optional_logger("WandbLogger", "wandb", save_dir=run.path, name=run.path.name))
+                from lightning.pytorch.loggers import WandbLogger
+
+                loggers.append(WandbLogger(save_dir=run.path, name=run.path.name))
             case "mlflow":
-                loggers.append(
-                    _optional_logger("MLFlowLogger", "mlflow", experiment_name="limbeck", run_name=run.path.name)
-                )
+                from lightning.pytorch.loggers import MLFlowLogger
+
+                loggers.append(MLFlowLogger(experiment_name="limbeck", run_name=run.path.name))
     return loggers
-
-
-def _optional_logger(class_name: str, library: str, **options: Any) -> Logger:
-    import lightning.pytorch.loggers as library_loggers
-
-    try:
-        logger: Logger = getattr(library_loggers, class_name)(**options)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(library, "loggers", f"The {library} logger") from error
-    return logger
 
 
 def _quieten_lightning() -> None:
