@@ -107,8 +107,6 @@ def cell(out: Path, verb: Any, values: dict[str, Any]) -> Run:
     run = Run(out)
     if run.summary:
         return run
-    if out.exists() and not run.last_checkpoint.is_file():
-        out.rename(out.with_name(f"{out.name}.stopped_before_its_first_checkpoint"))
     finished: Run = verb(**values, out=str(out), resume=run.last_checkpoint.is_file())
     return finished
 

@@ -152,7 +152,8 @@ def choose_run(out: str, verb: str, model: str, data: str, *, resume: bool, pare
                 f"{run.path} holds no checkpoint ({run.last_checkpoint} is missing), so there is nothing to resume. "
                 "Check the folder's name, or leave out --resume to start."
             )
-        if not resume and (run.path / "recipe.yaml").exists():
+        # A run that stopped before its first checkpoint has nothing to lose and may be started anew.
+        if not resume and (run.last_checkpoint.exists() or run.summary):
             raise UserError(
                 f"{run.path} already holds a run. Add --resume to go on with it, or choose another --out folder."
             )
