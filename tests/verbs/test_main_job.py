@@ -176,3 +176,36 @@ def test_a_folder_of_class_folders_end_to_end(tiny: dict[str, Any], photos: Path
         "the two models see one picture at sizes of their own"
     )
     assert (tmp_path / "s" / "report.html").is_file()
+
+
+def test_options_of_real_trainings_work_together(teacher_run: Run, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Averaged weights, accumulation, clipping, mixing, LAMB, half precision and rare measurements in one run."""
+    run = limbeck.distill(
+        teacher=str(teacher_run.path),
+        student="limbeck:mobilenetv2_half",
+        student_size=16,
+        method="kd+manifold",
+        epochs=2,
+        eval_every=5,
+        optimizer="lamb",
+        ema=0.9,
+        accumulate=3,
+        clip_grad=1.0,
+        mixup=0.2,
+        cutmix=0.5,
+        label_smoothing=0.1,
+        rand_augment="rand-m5-n1",
+        random_erasing=0.2,
+        color_jitter=0.2,
+        drop_path=0.1,
+        precision="bf16",
+        out=str(tmp_path / "run"),
+        report=False,
+        **{**tiny, "loggers": ["tensorboard"]},
+    )
+    assert run.recipe["teacher_size"] == 8
+    assert list((run.path / "tensorboard").glob("events*"))
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps[-1] == 2 * -(-(1438 // 64) // 3), "an update for every three batches, and one at the end of the epoch"
+    assert 0 <= run.accuracy <= 1

@@ -103,8 +103,11 @@ def _summary(
     assert module.records is not None
     accuracy: dict[str, Any] = {"last": None, "best": None, "best_epoch": None}
     if logits is not None and labels is not None and course.data.val is not None and course.data.val.labels is not None:
-        best = max(module.records.of("val"), key=lambda row: row["accuracy"])
-        accuracy = {"last": measure(logits, labels).accuracy, "best": best["accuracy"], "best_epoch": best["epoch"]}
+        last = measure(logits, labels).accuracy
+        # The last epoch is measured here in any case; with eval_every, others may not have been.
+        rows = [*module.records.of("val"), {"accuracy": last, "epoch": course.recipe.epochs - 1}]
+        best = max(rows, key=lambda row: row["accuracy"])
+        accuracy = {"last": last, "best": best["accuracy"], "best_epoch": best["epoch"]}
     rates = [row["images_per_second"] for row in module.records.of("train")]
     return {
         "verb": recipe_verb(course),
