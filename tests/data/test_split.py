@@ -71,3 +71,15 @@ def test_a_subset_of_a_subset_reads_the_right_images() -> None:
     assert subset.labels.tolist() == [2, 4]
     assert subset.describe(0) == "five[2]"
     assert subset.in_memory
+
+
+def test_a_spread_reaches_every_part_of_a_sorted_source() -> None:
+    from limbeck.data.digits import open_digits
+    from limbeck.data.split import spread
+
+    source = open_digits().train
+    some = spread(source, 10)
+    assert len(some) == 10
+    assert some.describe(0) == source.describe(0)
+    assert some.describe(9) == source.describe(len(source) - 1)
+    assert spread(source, 10_000) is source

@@ -39,6 +39,13 @@ class SubsetSource(ImageSource):
         return self.source.describe(int(self.indices[index]))
 
 
+def spread(source: ImageSource, most: int) -> ImageSource:
+    """At most so many images, evenly spaced over the source, which is often sorted by class; all where there are fewer."""
+    if len(source) <= most:
+        return source
+    return SubsetSource(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))
+
+
 def stratified_split(
     labels: Indices, val_fraction: float, seed: int, class_names: Sequence[str]
 ) -> tuple[Indices, Indices, list[str]]:

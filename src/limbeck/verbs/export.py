@@ -28,7 +28,7 @@ def export(
         to: the format.
         data: real images to verify with; a run's own when left out.
         out: the file; by default export/NAME.onnx in the run's folder, or NAME.onnx here.
-        max_images: how many validation images to verify with, at most.
+        max_images: how many validation images to verify with, at most; spread evenly over all of them.
         batch_size: images at a time.
         tolerance: largest difference of a logit that still passes; by default 1e-3 of the largest logit (at least 1e-3).
 
@@ -47,12 +47,12 @@ def export(
     from limbeck.models.door import class_names_of
     from limbeck.verbs.measured_data import measured_data
 
-    shown = measured_data(model, data, batch_size=batch_size)
+    shown = measured_data(model, data, batch_size=batch_size, most=max_images)
     is_run = Path(model).is_dir()
     name = Path(model).resolve().name if is_run else model.replace(":", "_").replace("/", "_").partition("@")[0]
     path = Path(out) if out is not None else (Path(model) / "export" if is_run else Path()) / f"{name}.{to}"
     export_onnx(shown.model, path, class_names=class_names_of(model) or shown.data.class_names)
-    verification = verify_onnx(path, shown.model, shown.loader, max_images=max_images, tolerance=tolerance)
+    verification = verify_onnx(path, shown.model, shown.loader, tolerance=tolerance)
     beside = write_verification(verification, path)
     screen.table(
         f"{path}, verified on {verification.images} images",

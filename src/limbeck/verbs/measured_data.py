@@ -11,6 +11,7 @@ from limbeck.data.base import DataSet
 from limbeck.data.door import open_data
 from limbeck.data.loader import make_val_loader
 from limbeck.data.options import ViewOptions
+from limbeck.data.split import spread
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.models.door import class_names_of, load_model
@@ -37,8 +38,9 @@ def measured_data(
     bad_images: Literal["stop", "skip"] = "stop",
     batch_size: int = 128,
     num_workers: int | Literal["auto"] = "auto",
+    most: int | None = None,
 ) -> MeasuredData:
-    """Open both; what is not given is taken from the model's run, where it has one.
+    """Open both; what is not given is taken from the model's run, where it has one; `most` images, spread evenly.
 
     Raises:
         UserError: no data is named and the model has no run, or the classes differ.
@@ -57,6 +59,8 @@ def measured_data(
     _require_known_classes(model_name, model, data)
     size = int(recipe.get("view_size", max(model.facts.input_size)) if view_size == "auto" else view_size)
     options = ViewOptions(eval_crop=eval_crop if eval_crop is not None else recipe.get("eval_crop", 0.875))
+    if most is not None and data.val is not None:
+        data.val = spread(data.val, most)
     loader = make_val_loader(data, options, size, batch_size=batch_size, num_workers=num_workers)
     return MeasuredData(model, data, loader)
 

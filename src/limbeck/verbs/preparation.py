@@ -13,6 +13,7 @@ from limbeck.data.base import DataSet
 from limbeck.data.door import open_data
 from limbeck.data.loader import ResumableLoader, default_workers, make_train_loader, make_val_loader
 from limbeck.data.options import ViewOptions, resolve_options
+from limbeck.data.split import spread
 from limbeck.distiller import Distiller, describe_weights
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
@@ -93,19 +94,21 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
     return Course(recipe, run, data, student, teacher, distiller, device, dataclasses.replace(student.provenance))
 
 
-def val_loader(course: Course, *, rank_share: bool = False) -> Any:
+def val_loader(course: Course, *, rank_share: bool = False, most: int | None = None) -> Any:
     """Batches of the validation images as the models are measured on; None for data without.
 
     Args:
         course: the run.
         rank_share: of several processes, each gets its share of the images.
+        most: only so many images, spread evenly.
     """
     if course.data.val is None:
         return None
     recipe = course.recipe
     rank, world_size = (process_rank(recipe.devices), recipe.devices * recipe.nodes) if rank_share else (0, 1)
+    data = course.data if most is None else dataclasses.replace(course.data, val=spread(course.data.val, most))
     return make_val_loader(
-        course.data,
+        data,
         view_options(recipe),
         int(recipe.view_size),
         batch_size=recipe.batch_size,

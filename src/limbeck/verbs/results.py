@@ -146,7 +146,10 @@ def _write_samples(course: Course, logits: NDArray[np.float32], labels: NDArray[
     right = logits.argmax(1) == labels
     taught = course.teacher_logits.argmax(1) == labels if course.teacher_logits is not None else right
     kinds = (~right & taught, ~right & ~taught, right & ~taught, right & taught)
-    wanted = sorted(int(i) for kind in kinds for i in np.flatnonzero(kind)[:SAMPLES_PER_KIND])
+    # Evenly spaced, since validation images are often sorted by class.
+    found = [np.flatnonzero(kind) for kind in kinds]
+    places = [np.linspace(0, len(some) - 1, min(len(some), SAMPLES_PER_KIND)).round().astype(int) for some in found]
+    wanted = sorted(int(i) for some, chosen in zip(found, places, strict=True) for i in some[chosen])
     images: list[NDArray[np.uint8]] = []
     position = 0
     for batch in val_loader(course):
@@ -164,23 +167,19 @@ def _write_samples(course: Course, logits: NDArray[np.float32], labels: NDArray[
 
 @torch.no_grad()
 def _write_cka(course: Course, student: VisionModel) -> None:
-    """Linear CKA between the two models' levels, each averaged over its grid, on the first validation images."""
+    """Linear CKA between the two models' levels, each averaged over its grid, on some validation images."""
     assert course.teacher is not None
     models = (student, course.teacher)
     names = [tuple(level.name for level in model.facts.levels) for model in models]
     if not all(names):
         return
     vectors: list[list[list[NDArray[np.float32]]]] = [[[] for _ in own] for own in names]
-    seen = 0
-    for batch in val_loader(course):
+    for batch in val_loader(course, most=CKA_IMAGES):
         images = batch["image"].to(course.device)
         for model, own, kept in zip(models, names, vectors, strict=True):
             maps = model(images, Request(own)).maps
             for name, store in zip(own, kept, strict=True):
                 store.append(maps[name].float().mean((2, 3)).cpu().numpy())
-        seen += len(images)
-        if seen >= CKA_IMAGES:
-            break
     first, second = ([np.concatenate(store) for store in kept] for kept in vectors)
     cka = np.array([[linear_cka(x, y) for y in second] for x in first], np.float32)
     _save_arrays(
