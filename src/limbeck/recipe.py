@@ -175,7 +175,7 @@ class TrainRecipe(TrainingRecipe):
 
     Args:
         model: what to train: a timm name, torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder or
-            package.module:factory; NAME@weights.safetensors loads local weights.
+            package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights.
         pretrained: start from the library's weights; auto does so for names with a tag (deit3_small_patch16_224.fb_in1k),
             hub names and local weights, and starts from random numbers otherwise.
         input_size: side in pixels of the model's input; auto is the model's own.
@@ -192,7 +192,7 @@ class DistillRecipe(TrainingRecipe):
 
     Args:
         teacher: the strong model: a timm name, torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder or
-            package.module:factory; NAME@weights.safetensors loads local weights.
+            package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights.
         student: the small model, named in the same ways.
         method: none, or distillation losses joined with +, each with its options in parentheses:
             "vitkd+nkd(gamma=1.0, weight=0.5)". `limbeck methods` lists them.

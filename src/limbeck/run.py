@@ -22,6 +22,7 @@ import yaml
 
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
+from limbeck.models.names import file_stem
 
 
 class Run:
@@ -137,9 +138,8 @@ def choose_run(out: str, verb: str, model: str, data: str, *, resume: bool, pare
             )
         return Run(inherited)
     if out == "auto":
-        stem = "-".join(
-            re.sub(r"[^A-Za-z0-9_.]+", "_", Path(part).name or part).strip("_") for part in (verb, model, data)
-        )
+        images = re.sub(r"[^A-Za-z0-9_.]+", "_", Path(data).name or data).strip("_")
+        stem = f"{verb}-{file_stem(model)}-{images}"
         numbers = (number for number in range(1, 100_000))
         path = next(p for p in (Path(parent) / f"{stem}-{number}" for number in numbers) if not p.exists())
         run = Run(path)

@@ -21,6 +21,15 @@ def test_options_are_literals_and_plus_inside_brackets_or_quotes_does_not_split(
     assert reviewkd.options == {"pairs": [("a+b", "c)")], "mid_channels": None}
 
 
+def test_a_word_without_quotes_is_a_text() -> None:
+    for bare, quoted in (
+        ("manifold(on_grid_mismatch=merge)", "manifold(on_grid_mismatch='merge')"),
+        ("kd(x=[one, (two, 'three')], y={name: word})", "kd(x=['one', ('two', 'three')], y={'name': 'word'})"),
+    ):
+        assert parse_methods(bare) == parse_methods(quoted)
+    assert parse_methods("kd(a=True, b=False, c=None)")[0].options == {"a": True, "b": False, "c": None}
+
+
 def test_none_is_no_method() -> None:
     assert parse_methods("none") == []
     assert parse_methods(" NONE ") == []
@@ -44,7 +53,15 @@ def test_a_class_is_a_method() -> None:
         ("kd(temperature='4)", "not closed"),
         ("kd)", "not closed, or one too many"),
         ("kd(temperature=4.0)x", "cannot be read"),
-        ("kd(temperature=four)", "temperature=four is not a plain value"),
+        ("kd(temperature=four.five)", "temperature=four.five is not a plain value"),
+        ("kd(temperature=-four)", "temperature=-four is not a plain value"),
+        ("kd(temperature=true)", "temperature=true is not a plain value.*True, False, None"),
+        ("kd(temperature=[none])", "is not a plain value"),
+        ("kd(temperature={1, 2})", "is not a plain value"),
+        ("kd(temperature=b'4')", "is not a plain value"),
+        ("kd(temperature=[2j])", "is not a plain value"),
+        ("kd(temperature={4: 'four'})", "is not a plain value"),
+        ("kd(temperature=four words)", "unless it is one word"),
         ("kd(temperature=__import__('os').getcwd())", "is not a plain value"),
         ("kd(temperature=2**3)", "is not a plain value"),
         ("kd(temperature=1, temperature=2)", "repeated"),
@@ -115,6 +132,7 @@ def test_weights_default_to_the_methods_own(plain, pyramid) -> None:
     [
         ("kd(temprature=2)", r"kd has no option 'temprature'. Its options: temperature=4.0; and for every method"),
         ("kd(temperature='hot')", "temperature is 'hot'; it must be a finite number"),
+        ("kd(temperature=hot)", "temperature is 'hot'; it must be a finite number"),
         ("kd(temperature=True)", "temperature is True"),
         ("kd(temperature=1e999)", "temperature is inf"),
         pytest.param("kd(temperature=" + "9" * 400 + ")", "it must be a finite number", id="beyond-float"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.models.custom import CustomModel
-from limbeck.models.door import load_model, save_model
+from limbeck.models.door import load_model, rebuild, save_model
 from limbeck.outputs import Request
 
 SOURCE = """
@@ -44,6 +44,22 @@ def nothing():
 def door():
     from limbeck.models import load_model
     return load_model("limbeck:resnet8x4", num_classes=4, pretrained=False)
+
+class Wide(Small):
+    def __init__(self, num_classes=4, *, width, scale=1.0):
+        super().__init__(num_classes)
+        self.second, self.fc = nn.Conv2d(8, width, 3, stride=2, padding=1), nn.Linear(width, num_classes)
+
+def wide(num_classes: int = 4, *, width: int, scale: float = 1.0) -> nn.Module:
+    return Wide(num_classes, width=width, scale=scale)
+
+def unannotated(width=3):
+    raise AssertionError("it must not be called")
+
+def anything(**options) -> nn.Module:
+    network = Small(4)
+    network.options = options
+    return network
 
 number = 3
 """
@@ -113,6 +129,43 @@ def test_saved_and_opened_again_it_is_the_same(here: Path) -> None:
         model = load_model(f"own_factories:{factory}").eval()
         save_model(model, here / factory)
         assert torch.equal(load_model(str(here / factory)).eval()(images()).logits, model(images()).logits)
+
+
+@pytest.mark.parametrize("factory", ["wide", "Wide"])
+def test_options_are_the_factorys_arguments(here: Path, factory: str) -> None:
+    model = load_model(f"own_factories:{factory}(width=24)", num_classes=6).eval()
+    assert (model.facts.pooled_channels, model.facts.num_classes) == (24, 6)
+    assert model.rebuild["options"] == {"width": 24}
+    save_model(model, here / factory)
+    again = load_model(str(here / factory)).eval()
+    assert torch.equal(again(images()).logits, model(images()).logits)
+    assert again.facts.architecture == f"factory:own_factories:{factory}(width=24)"
+    assert "options" not in load_model("own_factories:small").rebuild
+
+
+def test_options_that_a_factory_does_not_take_are_explained(here: Path) -> None:
+    for name, reason in (
+        ("own_factories:wide", "missing a required.*argument: 'width'.*factory.option=value"),
+        ("own_factories:wide(width=8, wdith=9)", "unexpected keyword argument 'wdith'.*width: int"),
+        ("own_factories:unannotated(width=8)", r"does not say that it returns a model.*unannotated\(...\) -> torch.nn"),
+        ("own_factories:wide(width=8, num_classes=3)", "images' labels"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            load_model(name)
+    given = {"first": [1, "word"], "second": {"third": None}}
+    model = load_model("own_factories:anything(first=(1, word), second={third: None})")
+    assert model.network.options == given  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("factory", ["os:system", "subprocess:getoutput", "os:makedirs"])
+def test_a_name_from_elsewhere_runs_no_plain_function(here: Path, factory: str) -> None:
+    option = {"os:system": "command", "subprocess:getoutput": "cmd", "os:makedirs": "name"}[factory]
+    with pytest.raises(UserError, match="does not say that it returns a model"):
+        load_model(f"{factory}({option}='mkdir made')")
+    made_of = {"library": "factory", "factory": factory, "options": {option: "mkdir made"}}
+    with pytest.raises(UserError, match="does not say that it returns a model"):
+        rebuild(made_of | {"num_classes": 4, "input_size": [32, 32]})
+    assert not [path for path in here.iterdir() if "made" in path.name]
 
 
 def test_mistakes_are_explained(here: Path) -> None:

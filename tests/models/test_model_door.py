@@ -31,6 +31,8 @@ def images() -> Tensor:
         "limbeck:resnet8x4",
         "mobilenetv3_small_050",
         "cait_xxs24_224",
+        "timm:vit_tiny_patch16_224(depth=2, embed_dim=32, num_heads=2, patch_size=(8, 8))",
+        "resnet18(layers=[1, 1, 1, 1], act_layer=silu)",
     ],
 )
 @torch.no_grad()
@@ -104,7 +106,8 @@ def test_a_vit_opened_at_another_size_has_its_positions_resampled(tmp_path: Path
 
 
 def test_rebuild_needs_nothing_but_plain_values() -> None:
-    for name in ("deit_tiny_patch16_224", "torchvision:mobilenet_v3_small", "limbeck:resnet8x4"):
+    vit = "deit_tiny_patch16_224"
+    for name in (vit, f"{vit}(depth=2)", "torchvision:mobilenet_v3_small", "limbeck:resnet8x4"):
         model = opened(name)
         again = rebuild(json.loads(json.dumps(model.rebuild)))
         shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
@@ -112,6 +115,39 @@ def test_rebuild_needs_nothing_but_plain_values() -> None:
         assert again.facts.levels == model.facts.levels
     with pytest.raises(UserError, match="another version"):
         rebuild({"library": "elsewhere", "num_classes": 1, "input_size": [1, 1]})
+
+
+def test_options_are_recorded_where_there_are_some(tmp_path: Path) -> None:
+    for name, options in (("resnet18", None), ("resnet18(layers=(1, 1, 1, 1))", {"layers": [1, 1, 1, 1]})):
+        save_model(opened(name), tmp_path)
+        assert json.loads((tmp_path / "model.json").read_text())["rebuild"].get("options") == options
+    assert load_model(str(tmp_path)).facts.architecture == "timm:resnet18(layers=[1, 1, 1, 1])"
+    with pytest.raises(UserError, match=r"NAME@weights\.safetensors"):
+        rebuild(opened().rebuild | {"options": {"checkpoint_path": "somebodys.pth"}})
+
+
+@torch.no_grad()
+def test_options_and_a_weights_file_stand_together(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224(depth=2, embed_dim=32, num_heads=2)"
+    model = opened(name)
+    save_model(model, tmp_path, stem="it's @home (1)")
+    file = tmp_path / "it's @home (1).safetensors"
+    again = load_model(f"{name}@{file}", input_size=(64, 64)).eval()
+    assert torch.equal(again(images()).logits, model(images()).logits)
+    assert again.facts.name == f"{name}@{file}"
+    assert again.rebuild == model.rebuild
+    for other in ("vit_tiny_patch16_224", "vit_tiny_patch16_224(depth=3, embed_dim=32, num_heads=2)"):
+        with pytest.raises(UserError, match="do not fit VisionTransformer"):
+            load_model(f"{other}@{file}", input_size=(64, 64))
+
+
+def test_networks_without_options_say_so() -> None:
+    with pytest.raises(
+        UserError, match=r"limbeck:resnet8 takes no options, and 'limbeck:resnet8\(depth=3\)' gives depth"
+    ):
+        load_model("limbeck:resnet8(depth=3)")
+    with pytest.raises(UserError, match="There is no network limbeck:resnet9"):
+        load_model("limbeck:resnet9(depth=3)")
 
 
 def test_damaged_runs_are_explained(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
@@ -180,6 +182,98 @@ def test_drop_path_reaches_the_blocks_or_is_noted() -> None:
     rates = [m.drop_prob for m in opened("deit_tiny_patch16_224", drop_path=0.1).modules() if hasattr(m, "drop_prob")]
     assert max(rates) == pytest.approx(0.1)
     assert any("drop_path has no effect" in note for note in opened("densenet121", drop_path=0.1).provenance.notes)
+
+
+def test_hrnet_has_no_stochastic_depth_and_no_fixed_size() -> None:
+    """Its class words its refusal of an argument in another way than Python does."""
+    model = create("hrnet_w18_small", text="h", num_classes=7, pretrained=False, input_size=(64, 64), drop_path=0.1)
+    assert any("drop_path has no effect" in note for note in model.provenance.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "levels", "width"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 3, "embed_dim": 64, "num_heads": 2}, 3, 64),
+        ("convnext_atto", {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]}, 4, 32),
+        ("resnet18", {"layers": [1, 1, 1, 1]}, 4, 512),
+    ],
+)
+def test_options_are_the_networks_arguments(name: str, options: dict[str, Any], levels: int, width: int) -> None:
+    model = opened(name, options=options)
+    size = {"img_size": 64} if "vit" in name else {}
+    theirs = timm.create_model(name, num_classes=7, **size, **options)
+    shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in model.network.state_dict().items()} == shapes
+    assert (len(model.facts.levels), model.facts.pooled_channels) == (levels, width)
+    assert model.rebuild["options"] == options
+    assert "options" not in opened(name).rebuild
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"depht": 3},
+            "has no option 'depht', .*Did you mean 'depth'.*Its options: .*embed_dim",
+        ),
+        ("deit_tiny_distilled_patch16_224", {"nonsense": 3}, "has no option 'nonsense'.*depth"),
+        ("hrnet_w18_small", {"nonsense": 3}, "has no option 'nonsense'"),
+        ("vit_tiny_patch16_224", {"depth": "six"}, "with depth='six' it fails .TypeError"),
+        (
+            "vit_tiny_patch16_224",
+            {"num_heads": 5},
+            "with num_heads=5 it fails .AssertionError: dim should be divisible",
+        ),
+        ("vit_tiny_patch16_224", {"act_layer": "no", "depth": 1}, "with act_layer='no', depth=1 it fails"),
+        ("vit_tiny_patch16_224", {"embed_dim": -3}, "with embed_dim=-3 it fails .RuntimeError"),
+        ("vit_tiny_patch16_224", {"depth": 0}, "Or it is one of its options: depth"),
+        ("vit_tiny_patch16_224", {"global_pool": ""}, r"returns \(17, 7\) numbers for an image"),
+        ("vit_tiny_patch16_224", {"depth": None}, "timm's own default. Leave the option out"),
+        ("convnext_atto", {"depths": [1, 1]}, r"with depths=\[1, 1\] it fails .IndexError"),
+        ("poolformer_s12", {"depths": [1, 1, 1, 1]}, "poolformer_s12 fixes depths itself"),
+        ("resnet18", {"num_classes": 3}, "images' labels"),
+        ("resnet18", {"pretrained": True}, "Use --pretrained"),
+        ("resnet18", {"img_size": 64}, "Use --input_size"),
+        ("resnet18", {"drop_path_rate": 0.1}, "Use --drop_path"),
+        ("resnet18", {"features_only": True}, "reads their feature maps by itself"),
+        ("resnet18", {"checkpoint_path": "w.pth"}, "NAME@weights.safetensors"),
+        ("resnet18", {"pretrained_cfg": {"file": "w.pth"}}, "NAME@weights.safetensors"),
+        ("resnet18", {"in_chans": 1}, "three channels"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        opened(name, options=options)
+    assert name in str(caught.value)
+
+
+def test_published_weights_fit_options_that_keep_the_shapes_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "deit_tiny_patch16_224.fb_in1k"
+    published = timm.create_model(name)
+    save_file(published.state_dict(), tmp_path / "published.safetensors")
+    monkeypatch.setattr("limbeck.models.timm_models.is_unreachable", lambda host: True)
+    monkeypatch.setattr(
+        "limbeck.models.timm_models.try_to_load_from_cache", lambda *_: str(tmp_path / "published.safetensors")
+    )
+    same = create(name, text=name, options={"act_layer": "relu"})
+    assert torch.equal(same.network.blocks[5].mlp.fc1.weight, published.blocks[5].mlp.fc1.weight)
+    assert torch.equal(same.network.head.weight, published.head.weight)
+    assert isinstance(same.network.blocks[5].mlp.act, nn.ReLU)
+    assert same.provenance.source.startswith("timm: ")
+    other_head = create(name, text=name, num_classes=7, input_size=(96, 96), options={"act_layer": "relu"})
+    assert torch.equal(other_head.network.blocks[5].mlp.fc1.weight, published.blocks[5].mlp.fc1.weight)
+    assert "head replaced: 1000 -> 7 classes, freshly initialised" in other_head.provenance.notes
+    by_timm = create(name, text=name, num_classes=7, input_size=(96, 96))
+    assert torch.equal(other_head.network.pos_embed, by_timm.network.pos_embed)
+    for num_classes in (None, 7):
+        for options in ({"depth": 6}, {"depth": 13}, {"embed_dim": 96}, {"global_pool": "avg"}, {"reg_tokens": 4}):
+            text = f"{name}({options})"
+            with pytest.raises(UserError, match=r"pretrained false.*do not fit VisionTransformer") as caught:
+                create(name, text=text, num_classes=num_classes, options=options)
+            assert text in str(caught.value)
 
 
 def test_copies_of_a_model_are_independent_and_equal() -> None:

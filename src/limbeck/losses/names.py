@@ -1,15 +1,15 @@
 """Names of the distillation methods and the text by which they are asked for, without importing torch.
 
 A method is written `name` or `name(option=value, ...)`, several are joined by `+`: `vitkd+nkd(gamma=1.0)`. A name
-is one of `METHODS` or an importable class, `package.module:Class`. Values are Python literals and never run.
+is one of `METHODS` or an importable class, `package.module:Class`. Values are as in `limbeck.call_text` and never run.
 """
 
-import ast
 import difflib
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from limbeck.call_text import parse_options, split_joined
 from limbeck.errors import UserError
 
 
@@ -95,7 +95,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
     """
     if text.strip().lower() == "none":
         return []
-    return [_parse_one(part.strip(), text) for part in _split(text)]
+    return [_parse_one(part.strip(), text) for part in split_joined(text, "+", "method")]
 
 
 def _parse_one(part: str, text: str) -> MethodSpec:
@@ -105,7 +105,7 @@ def _parse_one(part: str, text: str) -> MethodSpec:
     if match is None:
         raise UserError(f"The method {part!r} cannot be read. Write name or name(option=value, ...), joined by '+'.")
     name, arguments = match[1], match[2]
-    options = _parse_options(part, arguments) if arguments else {}
+    options = parse_options(arguments or "", part)
     if ":" in name:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
             raise UserError(f"The method {name!r} looks like a class, which is written package.module:Class.")
@@ -120,50 +120,3 @@ def _parse_one(part: str, text: str) -> MethodSpec:
             f"There is no method {name!r}.{hint} Known: none, {', '.join(METHODS)}, or a class as package.module:Class."
         )
     return MethodSpec(short, METHODS[short].path, options)
-
-
-def _parse_options(part: str, arguments: str) -> dict[str, Any]:
-    how = "Options are written name=value; a value is a number, a quoted 'text', True, False, None or a list of these."
-    source = f"f{arguments}"
-    try:
-        call = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"The options of {part!r} cannot be read ({error}). {how}") from None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise UserError(f"The options of {part!r} cannot be read. {how}")
-    options: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
-            raise UserError(f"The options of {part!r} cannot be read. {how}")
-        if keyword.arg in options:
-            raise UserError(f"In {part!r}, {keyword.arg} is repeated; give it once.")
-        try:
-            options[keyword.arg] = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            value = ast.get_source_segment(source, keyword.value)
-            raise UserError(f"In {part!r}, {keyword.arg}={value} is not a plain value. {how}") from None
-    return options
-
-
-def _split(text: str) -> list[str]:
-    """The parts between those `+` that stand outside brackets and quotes."""
-    parts, depth, quote, escaped = [""], 0, "", False
-    for character in text:
-        if quote:
-            if not escaped and character == quote:
-                quote = ""
-            escaped = character == "\\" and not escaped
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character == "+" and depth == 0:
-            parts.append("")
-            continue
-        parts[-1] += character
-    if quote or depth != 0:
-        what = f"a {quote} is" if quote else "a bracket is"
-        raise UserError(f"The method {text!r} cannot be read: {what} not closed, or one too many is.")
-    return parts

@@ -2,7 +2,8 @@
 
 The factory may return a `VisionModel`, used as it is, or any `nn.Module` from normalised images to logits. Of such a
 module the maps of its direct children are read through forward hooks (it offers nothing else), which its
-provenance says. `mean`, `std` and `input_size` are read from the module's attributes where it has them.
+provenance says. `mean`, `std` and `input_size` are read from the module's attributes where it has them. Options in the
+name, as in `package.module:factory(width=8)`, are arguments of the factory.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ def create(
     pretrained: bool = True,
     input_size: tuple[int, int] | None = None,
     drop_path: float = 0.0,
+    options: dict[str, Any] | None = None,
 ) -> VisionModel:
     """What a user's factory makes.
 
@@ -36,17 +38,29 @@ def create(
         name: `package.module:factory`; modules in the current folder are found too.
         text: the name the user gave.
         num_classes, pretrained, input_size, drop_path: given to the factory where it has a parameter of that name.
+        options: further arguments of the factory, plain values.
 
     Raises:
-        UserError: the factory cannot be found, returns something else than a module, or has another number of classes.
+        UserError: the factory cannot be found, takes no such options, lacks an argument, returns something else than a
+            module, or has another number of classes.
     """
+    options = options or {}
     factory = _find(name, text)
+    if options and not _makes_models(factory):
+        # Names stand in recipes and model.json too, and those may be a stranger's; a plain function with arguments of
+        # the stranger's choice could be any (os.system, say).
+        raise UserError(
+            f"{text!r} gives options to a factory that does not say that it returns a model. Annotate its result "
+            f"(def {name.partition(':')[2]}(...) -> torch.nn.Module), or name a class derived from torch.nn.Module."
+        )
     accepted = _parameters(factory)
     wanted: dict[str, Any] = {"pretrained": pretrained}
     wanted |= {"num_classes": num_classes} if num_classes is not None else {}
     wanted |= {"input_size": input_size} if input_size is not None else {}
     wanted |= {"drop_path": drop_path} if drop_path else {}
-    made = factory(**{key: value for key, value in wanted.items() if key in accepted})
+    arguments = {key: value for key, value in wanted.items() if key in accepted} | options
+    _require_callable_with(factory, arguments, text)
+    made = factory(**arguments)
     if not isinstance(made, nn.Module):
         raise UserError(
             f"{text} returned {type(made).__name__}, and a model must be a torch.nn.Module or a limbeck VisionModel."
@@ -65,7 +79,7 @@ def create(
         "factory": name,
         "num_classes": model.facts.num_classes,
         "input_size": list(size),
-    }
+    } | ({"options": options} if options else {})
     return model
 
 
@@ -192,6 +206,31 @@ def _parameters(factory: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
         return set()
+
+
+def _makes_models(factory: Callable[..., Any]) -> bool:
+    """Whether it is a class of networks, or a function annotated to return one."""
+    made: Any = factory
+    if not inspect.isclass(factory):
+        try:
+            made = get_type_hints(factory).get("return")
+        except (NameError, TypeError):  # imported for the type checker only, or nothing that is annotated
+            return False
+    return inspect.isclass(made) and issubclass(made, nn.Module)
+
+
+def _require_callable_with(factory: Callable[..., Any], arguments: dict[str, Any], text: str) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"The factory of {text} cannot be called: {error}. It is called {signature}; options are given as "
+            "package.module:factory(option=value)."
+        ) from None
 
 
 def _keep_output(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:

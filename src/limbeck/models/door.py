@@ -6,19 +6,21 @@ library's names. Nothing in either file is ever run.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from limbeck.call_text import write_call
 from limbeck.errors import UserError
 from limbeck.files import atomic_write, whole_or_nothing
 from limbeck.models.base import VisionModel
-from limbeck.models.names import MODEL_FILE, ModelName, parse_model_name
+from limbeck.models.names import MODEL_FILE, parse_model_name
 from limbeck.models.weights import (
     bare_network,
     file_hash,
@@ -65,10 +67,12 @@ def load_model(
     parsed = parse_model_name(name)
     if parsed.kind == "run":
         return _open_run(Path(parsed.name), name, num_classes, pretrained, input_size, drop_path)
-    options = {"input_size": input_size, "drop_path": drop_path}
+    make = functools.partial(
+        _make, parsed.kind, parsed.name, parsed.options, text=name, input_size=input_size, drop_path=drop_path
+    )
     if parsed.weights is None:
-        return _create(parsed, num_classes, pretrained, options)
-    return _with_file(parsed, parsed.weights, num_classes, options)
+        return make(num_classes=num_classes, pretrained=pretrained)
+    return _with_file(make, parsed.weights, num_classes)
 
 
 def save_model(
@@ -132,33 +136,28 @@ def rebuild(
         UserError: the values name no library that is known here.
     """
     library = values.get("library")
-    size = input_size or tuple(values["input_size"])
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "num_classes": num_classes or values["num_classes"],
-        "input_size": size,
+        "input_size": input_size or tuple(values["input_size"]),
         "drop_path": drop_path,
     }
-    if library == "limbeck":
-        from limbeck.models import cifar
-
-        return cifar.create(values["name"], **options)
     if library == "transformers":
         adapter = importlib.import_module(_ADAPTERS["hf"])
         config = adapter.AutoConfig.for_model(**values["config"])
-        config.num_labels = options["num_classes"]
+        config.num_labels = settings["num_classes"]
         notes = adapter.set_drop_path(config, text or config.model_type, drop_path)
-        preparation = {key: values[key] for key in ("mean", "std", "interpolation")} | {"input_size": size}
+        preparation = {key: values[key] for key in ("mean", "std", "interpolation")}
+        preparation["input_size"] = settings["input_size"]
         made: VisionModel = adapter.from_config(
             config, text=text or config.model_type, preparation=preparation, notes=notes
         )
         return made
-    if library not in ("timm", "torchvision", "factory"):
+    if library not in ("timm", "torchvision", "limbeck", "factory"):
         raise UserError(
             f"A model of the library {library!r} was saved by another version of Limbeck; this one cannot make it."
         )
-    name = values["factory" if library == "factory" else "name"]
-    made = importlib.import_module(_ADAPTERS[library]).create(name, text=text or name, pretrained=False, **options)
-    return made
+    name, options = values["factory" if library == "factory" else "name"], values.get("options", {})
+    return _make(library, name, options, text=text or write_call(name, options), pretrained=False, **settings)
 
 
 def class_names_of(name: str) -> tuple[str, ...] | None:
@@ -173,29 +172,50 @@ def class_names_of(name: str) -> tuple[str, ...] | None:
     return None
 
 
-def _create(parsed: ModelName, num_classes: int | None, pretrained: bool, options: dict[str, Any]) -> VisionModel:
-    if parsed.kind == "limbeck":
+def _make(
+    kind: str,
+    name: str,
+    options: dict[str, Any],
+    *,
+    text: str,
+    num_classes: int | None,
+    pretrained: bool,
+    input_size: tuple[int, int] | None,
+    drop_path: float,
+) -> VisionModel:
+    """A network by its kind and name: the one place that decides who makes it and whether it takes options."""
+    if kind == "limbeck":
         from limbeck.models import cifar
 
-        size = options["input_size"] or (32, 32)
-        return cifar.create(parsed.name, num_classes or 100, drop_path=options["drop_path"], input_size=size)
-    adapter = importlib.import_module(_ADAPTERS[parsed.kind])
-    model: VisionModel = adapter.create(
-        parsed.name, text=parsed.text, num_classes=num_classes, pretrained=pretrained, **options
+        made = cifar.create(name, num_classes or 100, drop_path=drop_path, input_size=input_size or (32, 32))
+        # Asked last, so that of a misspelt network the name is told and not the options.
+        if options:
+            raise UserError(
+                f"limbeck:{name} takes no options, and {text!r} gives {', '.join(options)}. Leave them out."
+            )
+        return made
+    model: VisionModel = importlib.import_module(_ADAPTERS[kind]).create(
+        name,
+        text=text,
+        num_classes=num_classes,
+        pretrained=pretrained,
+        input_size=input_size,
+        drop_path=drop_path,
+        **({"options": options} if kind in ("timm", "factory") else {}),
     )
     return model
 
 
-def _with_file(parsed: ModelName, file: Path, num_classes: int | None, options: dict[str, Any]) -> VisionModel:
+def _with_file(make: Callable[..., VisionModel], file: Path, num_classes: int | None) -> VisionModel:
     state = read_state_dict(file)
-    model = _create(parsed, num_classes, False, options)
+    model = make(num_classes=num_classes, pretrained=False)
     if num_classes is None:
         # The file knows its number of classes better than the architecture's default.
         theirs = head_classes(
             fit_state_dict(bare_network(model), state, getattr(model, "convert", None)), model.facts.num_classes
         )
         if theirs is not None:
-            model = _create(parsed, theirs, False, options)
+            model = make(num_classes=theirs, pretrained=False)
     notes = load_weights(
         bare_network(model), file, state=state, new_head=num_classes, convert=getattr(model, "convert", None)
     )
@@ -217,7 +237,8 @@ def _open_run(
     record = _record(folder)
     model = rebuild(record["rebuild"], num_classes=num_classes, input_size=input_size, drop_path=drop_path, text=text)
     made_of = record["rebuild"]
-    architecture = f"{made_of['library']}:{made_of.get('name') or made_of.get('factory') or 'configuration'}"
+    made_name = made_of.get("name") or made_of.get("factory") or "configuration"
+    architecture = write_call(f"{made_of['library']}:{made_name}", made_of.get("options", {}))
     model.facts = dataclasses.replace(model.facts, name=text, architecture=architecture)
     model.mean.copy_(torch.tensor(record["mean"]).view_as(model.mean))
     model.std.copy_(torch.tensor(record["std"]).view_as(model.std))

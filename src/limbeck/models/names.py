@@ -2,14 +2,16 @@
 
 A model is `NAME` or `timm:NAME` (timm), `torchvision:NAME`, `hf:NAME-OR-FOLDER` (transformers), `limbeck:NAME` (our
 own networks), a run's folder, or `package.module:factory`. `NAME@weights.safetensors` takes the weights from a file.
+timm's models, our own and factories take options, as in `vit_tiny_patch16_224(depth=6)@weights.safetensors`.
 """
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from limbeck.call_text import parse_options, split_call
 from limbeck.errors import UserError
 
 ModelKind = Literal["timm", "torchvision", "hf", "limbeck", "run", "factory"]
@@ -20,12 +22,21 @@ MODEL_FILE = "model.json"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 """Files that may hold weights; of the latter two only those made of nothing but tensors can be read."""
 
+SET_ELSEWHERE = {
+    "num_classes": "The number of classes is that of your images' labels; in Python, load_model has an argument for it.",
+    "pretrained": "Use --pretrained (--student_pretrained for a student), or load_model's argument pretrained.",
+    "input_size": "Use --input_size (--student_size and --teacher_size when distilling), or load_model's input_size.",
+    "drop_path": "Use --drop_path, or load_model's argument drop_path.",
+}
+"""Options that are no part of a model's name, with what is used instead."""
+
+_TAKE_OPTIONS: tuple[ModelKind, ...] = ("timm", "limbeck", "factory")
 _PREFIXES: tuple[ModelKind, ...] = ("timm", "torchvision", "hf", "limbeck")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
 _FORMS = (
     "A model is a timm name (deit_tiny_patch16_224), torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder "
-    "or package.module:factory, optionally followed by @weights.safetensors."
+    "or package.module:factory, optionally followed by options in parentheses and by @weights.safetensors."
 )
 
 
@@ -38,12 +49,14 @@ class ModelName:
         name: the part that the adapter understands; for a run, the folder that holds `model.json`.
         weights: the file after `@`, if any.
         text: what the user wrote.
+        options: those in parentheses; plain values, tuples as lists since `model.json` cannot tell them apart.
     """
 
     kind: ModelKind
     name: str
     weights: Path | None
     text: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_model_name(text: str) -> ModelName:
@@ -51,13 +64,43 @@ def parse_model_name(text: str) -> ModelName:
 
     Raises:
         FileNotFoundError: the weights file or the folder does not exist.
-        UserError: the name has no meaning, the folder is no run, or the weights file is of a kind that is not read.
+        UserError: the name has no meaning, the folder is no run, the weights file is of a kind that is not read, or the
+            options cannot be read or given here.
     """
-    folder = Path(text).expanduser()
-    if folder.is_dir() and (folder / MODEL_FILE).is_file():
-        return ModelName("run", str(folder), None, text)
-    name, weights = _split_weights(text)
-    return ModelName(*_kind_and_name(name, text), weights, text)
+    if _is_run(text):
+        return ModelName("run", str(Path(text).expanduser()), None, text)
+    name, arguments, file = _split(text)
+    weights = _weights_file(file, name, text) if file is not None else None
+    if arguments and _is_run(name):
+        raise UserError(_no_options(text, "runs' folders"))
+    kind, name = _kind_and_name(name, text)
+    options = {key: _tuples_as_lists(value) for key, value in parse_options(arguments, text).items()}
+    if options and kind not in _TAKE_OPTIONS:
+        raise UserError(_no_options(text, "transformers' models" if kind == "hf" else f"{kind}'s models"))
+    refuse_options(options, SET_ELSEWHERE, text)
+    return ModelName(kind, name, weights, text, options)
+
+
+def refuse_options(options: dict[str, Any], elsewhere: dict[str, str], text: str) -> None:
+    """Refuse options of a model's name that have another place.
+
+    Args:
+        options: those of the name.
+        elsewhere: option -> what to do instead.
+        text: the name the user gave.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    for option in options:
+        if option in elsewhere:
+            raise UserError(f"{option} is no option of a model's name, and {text!r} gives it. {elsewhere[option]}")
+
+
+def file_stem(text: str) -> str:
+    """A model's name as a part of names of files and folders: letters, digits, `_` and `.`, 60 characters at most."""
+    name, arguments = (text, "") if _is_folder(text) else _split(text)[:2]
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", (Path(name).name or name) + arguments)[:60].strip("_")
 
 
 def has_own_weights(text: str) -> bool:
@@ -68,11 +111,33 @@ def has_own_weights(text: str) -> bool:
     return parsed.kind == "timm" and "." in parsed.name
 
 
-def _split_weights(text: str) -> tuple[str, Path | None]:
-    name, at, file = text.partition("@")
+def _is_run(text: str) -> bool:
+    # os.path, since pathlib raises on names too long to be files, which options may make.
+    return os.path.isfile(os.path.join(os.path.expanduser(text), MODEL_FILE))
+
+
+def _split(text: str) -> tuple[str, str, str | None]:
+    """The name, its options with their parentheses, and the file after the @; a path's parentheses are its own."""
+    plain, at, file = text.partition("@")
+    whole = (plain, "", file if at else None)
+    before = text.partition("(")[0]
     prefix, _, folder = text.partition(":")
-    if not at or (prefix == "hf" and Path(folder).expanduser().is_dir()):
-        return text, None
+    if prefix == "hf":
+        if _is_folder(folder):
+            return text, "", None
+        is_path = folder.startswith((".", "~", "/", os.sep)) or _is_folder(plain.removeprefix("hf:"))
+    else:
+        is_path = _looks_like_path(before)
+    if is_path or before == text or "@" in before:
+        return whole
+    name, arguments, rest = split_call(text, "model")
+    rest = rest.strip()
+    if rest and not rest.startswith("@"):
+        raise UserError(f"{text!r} is not a model's name: {rest!r} follows its options. {_FORMS}")
+    return name, arguments, rest[1:] if rest else None
+
+
+def _weights_file(file: str, name: str, text: str) -> Path:
     if not file or not name:
         raise UserError(f"{text!r} names {'no weights file after' if name else 'no model before'} the @. {_FORMS}")
     path = Path(file).expanduser()
@@ -85,7 +150,7 @@ def _split_weights(text: str) -> tuple[str, Path | None]:
             "opened; convert it on a machine you trust: "
             "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')."
         )
-    return name, path
+    return path
 
 
 def _kind_and_name(name: str, text: str) -> tuple[ModelKind, str]:
@@ -99,7 +164,9 @@ def _kind_and_name(name: str, text: str) -> tuple[ModelKind, str]:
         return "factory", name
     folder = Path(name).expanduser()
     if _looks_like_path(name):
-        if not folder.exists():
+        if not os.path.exists(folder):
+            if "(" in name and _is_folder(name.partition("(")[0].rstrip()):
+                raise UserError(_no_options(text, "folders"))
             raise FileNotFoundError(f"The model folder {folder} does not exist. {_FORMS}")
         raise UserError(_no_run(folder))
     if not _BARE.fullmatch(name):
@@ -109,6 +176,23 @@ def _kind_and_name(name: str, text: str) -> tuple[ModelKind, str]:
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~")) or "/" in name or os.sep in name
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(os.path.expanduser(name))
+
+
+def _no_options(text: str, whose: str) -> str:
+    return (
+        f"{text!r} gives options to {whose}, which take none. Options belong to timm's and limbeck's models and to "
+        "factories, as in vit_tiny_patch16_224(depth=6)."
+    )
+
+
+def _tuples_as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples_as_lists(item) for key, item in value.items()}
+    return [_tuples_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _no_run(folder: Path) -> str:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
-from limbeck.models.weights import State, is_unreachable, weights_hash
+from limbeck.models.timm_options import OPTION_ERRORS, bad_options, check_options, unexpected_argument
+from limbeck.models.weights import State, is_unreachable, load_weights, weights_hash
 from limbeck.outputs import Level, LevelKind, ModelFacts, Outputs, Request
 
 Layout = Literal["nchw", "nhwc", "tokens"]
@@ -38,6 +39,7 @@ def create(
     pretrained: bool = True,
     input_size: tuple[int, int] | None = None,
     drop_path: float = 0.0,
+    options: dict[str, Any] | None = None,
 ) -> "TimmModel":
     """A timm classifier.
 
@@ -48,39 +50,40 @@ def create(
         pretrained: with timm's weights for this name.
         input_size: (height, width); given to the network where it is built for one size.
         drop_path: stochastic depth of the deepest block.
+        options: further arguments of the network, such as {"depth": 6}; plain values.
 
     Raises:
-        UserError: unknown name or tag, no weights, no network to fetch them over, or an impossible input size.
+        UserError: unknown name or tag, no weights, no network to fetch them over, an impossible input size, or an
+            option that is unknown, belongs elsewhere, or with which the network or its weights cannot be.
     """
+    options = options or {}
+    check_options(options, text)
     cfg = _published_cfg(name)
     overlay = _local_weights(cfg, text) if pretrained else None
-    options: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if num_classes is not None:
-        options["num_classes"] = num_classes
+        settings["num_classes"] = num_classes
     if drop_path:
-        options["drop_path_rate"] = drop_path
+        settings["drop_path_rate"] = drop_path
     if input_size is not None and (cfg is None or tuple(cfg.input_size[-2:]) != input_size):
-        options["img_size"] = input_size
-    notes = []
-    network: Any = None
-    while network is None:
-        try:
-            network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
-        except TypeError as error:
-            refused = re.search(r"argument '(img_size|drop_path_rate)'", str(error))
-            if refused is None or refused[1] not in options:
-                raise
-            del options[refused[1]]
-            if refused[1] == "drop_path_rate":
-                notes.append(f"drop_path has no effect: {name} has no stochastic depth")
-        except (OSError, RuntimeError) as error:
-            if pretrained:
-                raise _not_fetched(text, str(error).splitlines()[0]) from error
-            raise UserError(f"timm could not make {text}: {str(error).splitlines()[0]}") from error
-    default_classes = network.pretrained_cfg.get("num_classes")
-    if pretrained and num_classes is not None and default_classes and num_classes != default_classes:
-        notes.append(f"head replaced: {default_classes} -> {num_classes} classes, freshly initialised")
-    return TimmModel(network, name, text=text, input_size=input_size, pretrained=pretrained, notes=notes)
+        settings["img_size"] = input_size
+    network, notes = _make(name, text, settings, options, pretrained=pretrained and not options, overlay=overlay)
+    if pretrained and options:
+        notes += _load_published(network, name, text, num_classes, overlay)
+    elif pretrained and num_classes is not None:
+        default_classes = network.pretrained_cfg.get("num_classes")
+        if default_classes and num_classes != default_classes:
+            notes.append(f"head replaced: {default_classes} -> {num_classes} classes, freshly initialised")
+    try:
+        return TimmModel(
+            network, name, text=text, input_size=input_size, pretrained=pretrained, notes=notes, options=options
+        )
+    except UserError:
+        raise
+    except OPTION_ERRORS as error:
+        if not options:
+            raise
+        raise bad_options(name, text, options, error) from error
 
 
 class TimmModel(VisionModel):
@@ -93,6 +96,7 @@ class TimmModel(VisionModel):
         input_size: (height, width) to resize to; None is the network's own.
         pretrained: whether its weights are those that timm publishes under its name.
         notes: for the provenance.
+        options: those that the network was made with beside Limbeck's own.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class TimmModel(VisionModel):
         input_size: tuple[int, int] | None,
         pretrained: bool,
         notes: list[str],
+        options: dict[str, Any] | None = None,
     ) -> None:
         cfg: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
         interpolation = cfg.get("interpolation")
@@ -115,7 +120,7 @@ class TimmModel(VisionModel):
         self.network: Any = network
         height, width = input_size or tuple(cfg.get("input_size", (3, 224, 224))[-2:])
         self.provenance = Provenance(notes=notes, licence="none attached (random initialisation)")
-        self.facts = self._find_facts(text, (height, width))
+        self.facts = self._find_facts(text, (height, width), options or {})
         if pretrained:
             self.provenance.licence = cfg.get("license") or "unknown"
             self.provenance.source = f"timm: {cfg.get('hf_hub_id') or cfg.get('url') or name}"
@@ -125,7 +130,7 @@ class TimmModel(VisionModel):
             "name": name,
             "num_classes": self.facts.num_classes,
             "input_size": [height, width],
-        }
+        } | ({"options": options} if options else {})
 
     def read(self, inputs: Tensor, request: Request) -> Outputs:
         """One pass over (B, 3, *input_size) inputs; only the requested maps are kept.
@@ -149,8 +154,7 @@ class TimmModel(VisionModel):
 
     def convert(self, state: State) -> State:
         """Bring older or differently sized weights of this architecture to its names and shapes, as timm does."""
-        converter = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
-        return dict(converter(state, self.network)) if converter is not None else state
+        return _convert(self.network, state)
 
     def _index(self, name: str) -> int:
         if name not in self._indices:
@@ -167,7 +171,7 @@ class TimmModel(VisionModel):
         return features.permute(0, 3, 1, 2) if self._final_layout == "nhwc" else features
 
     @torch.no_grad()
-    def _find_facts(self, text: str, input_size: tuple[int, int]) -> ModelFacts:
+    def _find_facts(self, text: str, input_size: tuple[int, int], options: dict[str, Any]) -> ModelFacts:
         """Sizes of everything, by one pass over noise; no global random state is touched."""
         network = self.network.eval()
         inputs = torch.rand((1, 3, *input_size), generator=torch.Generator().manual_seed(0))
@@ -176,12 +180,18 @@ class TimmModel(VisionModel):
             pooled = network.forward_head(features, pre_logits=True)
             logits = network.forward_head(features)
         except (RuntimeError, AssertionError, ValueError) as error:
+            also = f" Or it is one of its options: {', '.join(options)}." if options else ""
             raise UserError(
                 f"{text} cannot take images of {input_size[0]}x{input_size[1]} pixels ({str(error).splitlines()[0]}). "
-                "Leave the input size to the model, or choose a multiple of its patches or windows."
+                f"Leave the input size to the model, or choose a multiple of its patches or windows.{also}"
             ) from error
         finally:
             network.train()
+        if logits.ndim != 2:
+            raise UserError(
+                f"{text} returns {tuple(logits.shape[1:])} numbers for an image, and a classifier returns one for each "
+                "class. Leave its pooling to the model."
+            )
         levels, self._indices = _levels(network, maps, input_size)
         final = self._find_final(features, maps, input_size)
         # With two heads, auxiliary heads or dropout between, the head runs separately: logits stay the library's.
@@ -219,6 +229,68 @@ class TimmModel(VisionModel):
         self._prefix_tokens = features.shape[1] - height * width
         shaped = features[:, self._prefix_tokens :].transpose(1, 2).reshape(1, -1, height, width)
         return _level("final", shaped, input_size, "block" if _isotropic(maps) else "stage")
+
+
+def _make(
+    name: str,
+    text: str,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    pretrained: bool = False,
+    overlay: dict[str, Any] | None = None,
+) -> tuple[Any, list[str]]:
+    """The bare network, and notes on those of Limbeck's own settings that it does not have."""
+    notes: list[str] = []
+    while True:
+        try:
+            made = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **settings, **options)
+            return made, notes
+        except UserError:
+            raise
+        except (OSError, *OPTION_ERRORS) as error:
+            unknown = unexpected_argument(error)
+            if unknown in ("img_size", "drop_path_rate") and unknown in settings:
+                del settings[unknown]
+                if unknown == "drop_path_rate":
+                    notes.append(f"drop_path has no effect: {name} has no stochastic depth")
+                continue
+            if pretrained and isinstance(error, OSError | RuntimeError):
+                raise _not_fetched(text, str(error).splitlines()[0]) from error
+            if options:
+                raise bad_options(name, text, options, error) from error
+            if isinstance(error, OSError | RuntimeError):
+                raise UserError(f"timm could not make {text}: {str(error).splitlines()[0]}") from error
+            raise
+
+
+def _load_published(
+    network: Any, name: str, text: str, num_classes: int | None, overlay: dict[str, Any] | None
+) -> list[str]:
+    """Put timm's weights into a network made with options; notes on what was done.
+
+    timm itself forgives tensors that are missing or left over as soon as the head is replaced, so that a deeper network
+    would start half random without a word.
+    """
+    published, _ = _make(name, text, {}, {}, pretrained=True, overlay=overlay)
+    try:
+        return load_weights(
+            network,
+            f"timm:{name}",
+            state=published.state_dict(),
+            new_head=num_classes,
+            convert=lambda state: _convert(network, state),
+        )
+    except UserError as error:
+        raise UserError(
+            f"The published weights belong to {name} as it is, and the options of {text} make it another network. Start it "
+            f"from random weights (pretrained false, or the name without a tag), or leave the options out. {error}"
+        ) from error
+
+
+def _convert(network: Any, state: State) -> State:
+    converter = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    return dict(converter(state, network)) if converter is not None else state
 
 
 def _levels(network: Any, maps: list[Tensor], size: tuple[int, int]) -> tuple[tuple[Level, ...], dict[str, int]]:

@@ -24,7 +24,7 @@ def notes(lines: Iterable[str]) -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table; numbers are right-aligned, None is a dash."""
     rows = [list(row) for row in rows]
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    drawn = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[position]) for row in rows)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
