@@ -28,6 +28,7 @@ FAMILIES = {
     "efficientformerv2": "efficientformerv2_s0",
     "tinyvit": "tiny_vit_5m_224",
     "fastvit": "fastvit_t8",
+    "ipe-vit": "limbeck:ipe_vit_75m_32",
 }
 PLAIN = ("deit", "deit-distilled", "cait", "dinov2-registers", "dinov3")
 PARTNERS = {"cnn": "limbeck:resnet8", "vit": "test_vit"}

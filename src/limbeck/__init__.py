@@ -7,6 +7,8 @@ for people with a training loop of their own; `load_model` is the door to every 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -49,3 +51,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_PLACES[name]), name)
     globals()[name] = value
     return value
+
+
+# timm learns of our networks when it is imported, or now where it has been: importing it here would take seconds.
+wrapt.register_post_import_hook("limbeck.models.ipe_vit.registration:register", "timm")

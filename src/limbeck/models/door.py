@@ -185,15 +185,7 @@ def _make(
 ) -> VisionModel:
     """A network by its kind and name: the one place that decides who makes it and whether it takes options."""
     if kind == "limbeck":
-        from limbeck.models import cifar
-
-        made = cifar.create(name, num_classes or 100, drop_path=drop_path, input_size=input_size or (32, 32))
-        # Asked last, so that of a misspelt network the name is told and not the options.
-        if options:
-            raise UserError(
-                f"limbeck:{name} takes no options, and {text!r} gives {', '.join(options)}. Leave them out."
-            )
-        return made
+        return _make_ours(name, options, text=text, num_classes=num_classes, input_size=input_size, drop_path=drop_path)
     model: VisionModel = importlib.import_module(_ADAPTERS[kind]).create(
         name,
         text=text,
@@ -204,6 +196,33 @@ def _make(
         **({"options": options} if kind in ("timm", "factory") else {}),
     )
     return model
+
+
+def _make_ours(
+    name: str,
+    options: dict[str, Any],
+    *,
+    text: str,
+    num_classes: int | None,
+    input_size: tuple[int, int] | None,
+    drop_path: float,
+) -> VisionModel:
+    from limbeck.models import cifar, ipe_vit
+
+    if name in ipe_vit.NAMES:
+        return ipe_vit.create(
+            name, num_classes=num_classes, input_size=input_size, drop_path=drop_path, text=text, options=options
+        )
+    made = cifar.create(
+        name,
+        num_classes or 100,
+        drop_path=drop_path,
+        input_size=input_size or (32, 32),
+        others=(*ipe_vit.NETWORKS, *ipe_vit.DEIT_SHRUNK),
+    )
+    if options:
+        raise UserError(f"limbeck:{name} takes no options, and {text!r} gives {', '.join(options)}. Leave them out.")
+    return made
 
 
 def _with_file(make: Callable[..., VisionModel], file: Path, num_classes: int | None) -> VisionModel:

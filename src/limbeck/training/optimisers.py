@@ -10,7 +10,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from limbeck.recipe import TrainingRecipe
 
-UNDECAYED_NAMES = ("pos_embed", "cls_token", "dist_token", "reg_token", "class_token", "position_embeddings")
+UNDECAYED_NAMES = (
+    "pos_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "class_token",
+    "position_embeddings",
+    "global_weights",
+)
 
 
 def make_optimizer(
@@ -19,7 +27,7 @@ def make_optimizer(
     """The recipe's optimiser; its lr, weight_decay and decay_norms must be resolved.
 
     Without `decay_norms`, weight decay spares vectors and scalars (biases, norms, layer scales), class and register
-    tokens and position embeddings.
+    tokens, position embeddings and the global weights of a patch fusion.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []

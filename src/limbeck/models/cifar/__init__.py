@@ -5,7 +5,7 @@ Their names are known without importing torch; a network's file is imported when
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from limbeck.errors import UserError
@@ -18,7 +18,11 @@ Factory = Callable[[str, int, float, tuple[int, int]], "VisionModel"]
 
 
 def create(
-    name: str, num_classes: int, drop_path: float = 0.0, input_size: tuple[int, int] = (32, 32)
+    name: str,
+    num_classes: int,
+    drop_path: float = 0.0,
+    input_size: tuple[int, int] = (32, 32),
+    others: Iterable[str] = (),
 ) -> "VisionModel":
     """One of our networks, with random weights.
 
@@ -28,15 +32,17 @@ def create(
         drop_path: stochastic depth of the deepest residual block in [0, 1), growing linearly from 0 at the first; a
             network without residual branches notes in its provenance that this has no effect.
         input_size: (height, width) in pixels, positive multiples of 8.
+        others: names of networks made elsewhere, for the message about a name that is none.
 
     Raises:
         UserError: there is no such network, or an argument is out of range.
     """
     factory = NETWORKS.get(name) or _other_wide_resnet(name)
     if factory is None:
-        close = difflib.get_close_matches(name, NETWORKS, n=3)
+        known = (*NETWORKS, *others)
+        close = difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise UserError(f"There is no network limbeck:{name}. {hint}The networks are {', '.join(NETWORKS)}.")
+        raise UserError(f"There is no network limbeck:{name}. {hint}The networks are {', '.join(known)}.")
     return factory(name, num_classes, drop_path, input_size)
 
 
