@@ -317,3 +317,10 @@ def test_the_whole_pass_compiles_as_one_graph(name: str) -> None:
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
     for level, map_ in expected.maps.items():
         torch.testing.assert_close(found.maps[level], map_, atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_that_normalises_batches_opens() -> None:
+    model = create("repvit_m0_9", text="repvit_m0_9", pretrained=False, num_classes=3, input_size=(32, 32))
+    assert model.training and model.network.get_classifier().training
+    outputs = model.eval()(torch.rand(2, 3, 32, 32), Request(pooled=True))
+    assert outputs.logits.shape == (2, 3)

@@ -200,8 +200,9 @@ class TimmModel(VisionModel):
             isinstance(classifier, nn.Module)
             and not isinstance(classifier, nn.ModuleList)
             and not getattr(network, "drop_rate", 0.0)
-            and classifier(pooled).shape == logits.shape
-            and torch.allclose(classifier.eval()(pooled), logits, atol=1e-6)
+            # Normalising classifiers (RepViT's) need more than one image unless they are in evaluation mode.
+            and classifier.eval()(pooled).shape == logits.shape
+            and torch.allclose(classifier(pooled), logits, atol=1e-6)
         )
         classifier.train() if isinstance(classifier, nn.Module) else None
         return ModelFacts(text, logits.shape[-1], input_size, levels, pooled.shape[-1], final)
