@@ -42,6 +42,7 @@ from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models import load_model
 from limbeck.run import Run
+from limbeck.training.checkpoints import StoppedByUserError
 from limbeck.verbs.provenance import environment
 
 SMALL = 32
@@ -49,6 +50,7 @@ SMALL = 32
 # costs that much, in the order of its first listing; narrower variants where a family has no member of the size.
 NETWORKS = [
     Network("limbeck:ipe_vit_75m_32", "IPE-ViT 75M", "ours", SMALL),
+    Network("limbeck:ipe_vit_plus_75m_32", "IPE-ViT plus 75M", "ours", SMALL),
     Network("limbeck:deit_shrunk_75m_32", "shrunk DeiT 75M", "control", SMALL),
     Network("mobilenetv3_large_100", "MobileNetV3-L", "rival"),
     Network("mobilenetv4_conv_small", "MobileNetV4-S", "rival"),
@@ -262,6 +264,8 @@ def finish(cell: Cell) -> bool:
             file.write(f"{os.getpid()}\n")
         try:
             cell.verb(**cell.values, out=str(cell.folder), resume=run.last_checkpoint.is_file())
+        except StoppedByUserError:
+            raise
         except UserError as error:
             if cell.folder.name == "teacher":
                 raise

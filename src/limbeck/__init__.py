@@ -54,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 # timm learns of our networks when it is imported, or now where it has been: importing it here would take seconds.
-wrapt.register_post_import_hook("limbeck.models.ipe_vit.registration:register", "timm")
+wrapt.register_post_import_hook("limbeck.models.ipe_vit:tell_timm", "timm")

@@ -11,8 +11,8 @@ from typing import Any
 from limbeck.errors import UserError
 
 _HOW = (
-    "Options are written name=value; a value is a number, a text (quoted unless it is one word), True, False, None or a "
-    "list of these."
+    "Options are written name=value; a value is a number, a text (quoted unless it is one word, and none of Python's own "
+    "such as 'global' or 'none'), True, False, None or a list of these."
 )
 
 

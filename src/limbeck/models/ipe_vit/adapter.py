@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.ipe_vit.checkpoints import checkpoint_filter_fn
 from limbeck.models.ipe_vit.network import IpeVit, finest_map
 from limbeck.models.timm_options import OPTION_ERRORS, bad_options, check_options
 from limbeck.outputs import Level, ModelFacts, Outputs, Request
@@ -82,10 +83,9 @@ class IpeVitModel(VisionModel):
         kept = [last if name == TOKENS else name for name in request.levels]
         tokens, grids, maps = self.network.encode(inputs, kept)
         vectors = self.network.fuse(tokens, grids)
-        logits = self.network.classify(vectors)
-        assert isinstance(logits, Tensor)
         return Outputs(
-            logits=logits,
+            # Both classifiers of the distilled form, whatever its switch for loops of one's own says.
+            logits=_mean(self.network.logits_of(vectors)),
             pooled=_mean(vectors) if request.pooled else None,
             maps={name: maps[key] for name, key in zip(request.levels, kept, strict=True)},
             final=finest_map(tokens, grids[-1]) if request.final else None,
@@ -93,8 +93,6 @@ class IpeVitModel(VisionModel):
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights made for another image size, resized to this one."""
-        from limbeck.models.ipe_vit.registration import checkpoint_filter_fn
-
         return checkpoint_filter_fn(state, self.network)
 
 

@@ -55,9 +55,35 @@ def parse_branches(text: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=list(SCALES).index, reverse=True))
 
 
-def branch_grid(name: str, grid: Grid) -> Grid:
-    """The grid of a branch's patches, from that of the map it reads."""
+def branch_scale(name: str, *, halved: bool = False) -> Scale:
+    """How a branch reads its map; on a map that was halved for all branches, with half its stride.
+
+    Raises:
+        UserError: the branch cannot read a halved map.
+    """
     scale = SCALES[name]
+    if not halved:
+        return scale
+    if name not in ("fine", "mid", "global"):
+        raise UserError(f"branch_map='halved' leaves nothing for the branch {name!r}; join fine, mid and global.")
+    return Scale(scale.stride // 2, scale.padding)
+
+
+def halving(channels: int) -> nn.Module:
+    """The inverted residual and squeeze-and-excitation that halves the stem's map for all branches."""
+    return InvertedResidual(
+        channels,
+        channels,
+        expansion=EXPANSION,
+        spatial=lambda hidden: depthwise(hidden, 3, 2),
+        keeps_grid=False,
+        squeeze=True,
+    )
+
+
+def branch_grid(name: str, grid: Grid, *, halved: bool = False) -> Grid:
+    """The grid of a branch's patches, from that of the map it reads."""
+    scale = branch_scale(name, halved=halved)
     if not scale.stride:
         return 1, 1
     height, width = ((side + 2 * scale.padding - KERNEL) // scale.stride + 1 for side in grid)
@@ -77,6 +103,7 @@ class Branch(nn.Module):
         reduction: of the global branch. `full`: depthwise with one weight for every place of the map; `pool`: depthwise 3x3
             and the average of all places.
         expansion: of the inverted residual.
+        halved: whether the map was halved for all branches.
     """
 
     def __init__(
@@ -86,12 +113,13 @@ class Branch(nn.Module):
         dim: int,
         grid: Grid,
         *,
+        halved: bool = False,
         block: BranchBlock = "ir_se",
         reduction: GlobalReduction = "full",
         expansion: float = EXPANSION,
     ) -> None:
         super().__init__()
-        scale = SCALES[name]
+        scale = branch_scale(name, halved=halved)
 
         def spatial(channels: int) -> nn.Module:
             if scale.stride:

@@ -31,7 +31,7 @@ class PatchFusion(nn.Module):
         use_adaptive: with a; otherwise a is 1 for good.
         reading: what the adaptive weights are made from. `token`: each patch for itself, D -> D/4 -> 1; `token_se`: the
             mean of every patch over its channels, N -> N/4 -> N; `pooled`: the mean patch, D -> D/4 -> N. The latter
-            two know N and can read no other image size than their own.
+            two know N and can read no image with more or fewer patches.
         squash: a = 2 sigmoid(s), or a = N softmax(s) over the patches.
         renormalise: divide the weights by their sum.
 

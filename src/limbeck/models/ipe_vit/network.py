@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import UserError
+from limbeck.models.ipe_vit.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn
 from limbeck.models.ipe_vit.convolutions import init_convolutions
 from limbeck.models.ipe_vit.embedding import (
     Branch,
@@ -25,15 +27,15 @@ from limbeck.models.ipe_vit.embedding import (
     Grid,
     WholeMap,
     branch_grid,
+    halving,
     parse_branches,
 )
 from limbeck.models.ipe_vit.fusion import PatchFusion, Reading, Squash
+from limbeck.models.ipe_vit.options import check_options
 from limbeck.models.ipe_vit.positions import PositionKind, Positions
 from limbeck.models.ipe_vit.stem import Stem, StemKind
 
 Pooling = Literal["cls", "gap", "global", "adaptive", "apf"]
-POOLINGS = ("cls", "gap", "global", "adaptive", "apf")
-
 _norm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -49,14 +51,17 @@ class IpeVit(nn.Module):
         depth: transformer blocks.
         head_dim: width of an attention head; D must be a multiple.
         mlp_ratio: hidden width of the blocks' MLPs over D.
-        stem: `mobilenetv3`; `separable` convolutions only; `patchify` has one linear map of each patch instead of stem and
-            branches.
+        stem: `mobilenetv3`; `separable` convolutions only; `residual`, see `limbeck.models.ipe_vit.stem`; `patchify` has
+            one linear map of each patch instead of stem and branches.
         stem_stride: pixels per cell of the stem's last map: 16, or 8, 4, 2 for small images. With `patchify`, the patch's
             side.
         branches: of `uniform` (14x14 patches at 224 pixels), `square` (8x8), `fine` (7x7), `mid` (4x4), `global` (1x1),
             joined with +.
         branch_block: `ir_se`, `ir`, `plain` or `separable`.
         branch_expansion: of the branches' inverted residuals.
+        branch_map: `stem`: the branches read the stem's last map, with strides 2 and 4 for `fine` and `mid`; `halved`: one
+            more inverted residual halves it for all of them, and their strides with it. The same patches, deeper, with
+            less spatial detail.
         global_reduction: how the global branch sees the whole map, `full` or `pool`.
         token_norm: LayerNorm over the joined patches before the trunk.
         positions: `none`, `learned` or `sincos`.
@@ -91,6 +96,7 @@ class IpeVit(nn.Module):
         branches: str = "fine+mid+global",
         branch_block: BranchBlock = "ir_se",
         branch_expansion: float = 4.0,
+        branch_map: Literal["stem", "halved"] = "stem",
         global_reduction: GlobalReduction = "full",
         token_norm: bool = True,
         positions: PositionKind = "learned",
@@ -104,7 +110,7 @@ class IpeVit(nn.Module):
         dynamic_size: bool = False,
     ) -> None:
         super().__init__()
-        _check(embed_dim, depth, head_dim, pooling, global_reduction, distilled)
+        check_options(locals())
         size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         if min(size) < 2 * stem_stride:
             raise UserError(
@@ -124,13 +130,19 @@ class IpeVit(nn.Module):
             self.stem = Stem(in_chans, width=width, stride=stem_stride, kind=stem)
             map_grid: Grid = (-(-size[0] // stem_stride), -(-size[1] // stem_stride))
             self.branch_names = parse_branches(branches)
-            self.grids = [branch_grid(name, map_grid) for name in self.branch_names]
+            channels, halved = self.stem.channels[-1], branch_map == "halved"
+            self.reduction: nn.Module = nn.Identity()
+            if halved:
+                self.reduction = halving(channels)
+                map_grid = (-(-map_grid[0] // 2), -(-map_grid[1] // 2))
+            self.grids = [branch_grid(name, map_grid, halved=halved) for name in self.branch_names]
             self.branches = nn.ModuleList(
                 Branch(
                     name,
-                    self.stem.channels[-1],
+                    channels,
                     embed_dim,
                     map_grid,
+                    halved=halved,
                     block=branch_block,
                     reduction=global_reduction,
                     expansion=branch_expansion,
@@ -168,6 +180,7 @@ class IpeVit(nn.Module):
         self.head = _classifier(embed_dim, num_classes)
         self.head_dist: nn.Module | None = _classifier(embed_dim, num_classes) if distilled else None
         self.distilled_training = False
+        self.grad_checkpointing = False
         self.feature_info = self._feature_info()
         self.dynamic_size = dynamic_size
         self._init_weights()
@@ -194,13 +207,26 @@ class IpeVit(nn.Module):
         spared = ("pos_embed", "cls_token", "global_weights")
         return {name for name, _ in self.named_parameters() if any(part in name.split(".") for part in spared)}
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the trunk's blocks again in the backward pass instead of keeping what they computed (timm's name)."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to which depth, for layer-wise learning rates (timm's question)."""
+        blocks = r"^blocks\.(\d+)"
+        return {
+            "stem": r"^(stem|patch_embed|reduction|branches|token_norm|positions|cls_token)",
+            "blocks": [(blocks, None), (r"^(norm|fusions)", (99999,))],
+        }
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The classifier, or both of the distilled form."""
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Fresh classifiers for another number of classes; the pooling is part of the network and stays."""
-        assert global_pool in (None, "", self.pooling), "the pooling is chosen when the network is made"
+        if global_pool not in (None, "", self.pooling):
+            raise UserError(f"The pooling is part of the network ({self.pooling}) and cannot become {global_pool!r}.")
         self.num_classes = num_classes
         self.head = _classifier(self.embed_dim, num_classes)
         if self.head_dist is not None:
@@ -220,7 +246,17 @@ class IpeVit(nn.Module):
         return self.encode(images)[0]
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Any:
-        """Logits, or the pooled vector, from the tokens of images of the network's own size (B, N, D)."""
+        """Logits, or the pooled vector, from the tokens of images of the network's own size (B, N, D).
+
+        Raises:
+            UserError: they are those of another size, whose grids are not known here.
+        """
+        own = sum(height * width for height, width in self.grids) + (self.cls_token is not None)
+        if tokens.shape[1] != own:
+            raise UserError(
+                f"{tokens.shape[1]} tokens cannot be fused: images of {self.img_size[0]}x{self.img_size[1]} pixels, for "
+                f"which this network was made, give {own}. Call the network itself, which knows the image's size."
+            )
         vectors = self.fuse(tokens, self.grids)
         return sum(vectors) / len(vectors) if pre_logits else self.classify(vectors)
 
@@ -246,6 +282,8 @@ class IpeVit(nn.Module):
         assert output_fmt == "NCHW", "maps are given as NCHW"
         names = [info["module"] for info in self.feature_info]
         if isinstance(indices, int):
+            if not 1 <= indices <= len(names):
+                raise IndexError(f"{indices} maps were asked for; there are {len(names)}")
             names = names[-indices:]
         elif indices is not None:
             names = [names[index] for index in indices]
@@ -260,20 +298,26 @@ class IpeVit(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised.
-            wanted: which maps to keep: `stages.0` to `stages.2` of the stem (each with half the grid of the one before),
-                and `blocks.I`, the finest patches after a transformer block.
+            wanted: which maps to keep: `stages.0` to `stages.2` of the stem, and `blocks.I`, the finest patches after a
+                transformer block.
             norm_maps: put the final norm over the blocks' maps.
 
         Returns:
             The tokens after the final norm (B, N, D), the grid of each branch, and the maps by name.
         """
+        if self.training and images.shape[0] == 1 and self.stem is not None and (1, 1) in self.grids:
+            raise UserError(
+                "A branch with a single patch normalises over the images of a batch, so that training needs at least 2 of "
+                "them in each batch. Take a larger batch, or leave the branch out: branches='fine+mid'."
+            )
         maps: dict[str, Tensor] = {}
         if self.stem is None:
             branch_maps = [self.patch_embed(images)]
         else:
             stem_maps = self.stem(images)
             maps = {f"stages.{index}": map_ for index, map_ in enumerate(stem_maps[1:])}
-            branch_maps = [branch(stem_maps[-1]) for branch in self.branches]
+            shared = self.reduction(stem_maps[-1])
+            branch_maps = [branch(shared) for branch in self.branches]
         grids: list[Grid] = [(map_.shape[2], map_.shape[3]) for map_ in branch_maps]
         tokens = self.token_norm(torch.cat([map_.flatten(2) for map_ in branch_maps], dim=2).transpose(1, 2))
         where = self.positions(grids)
@@ -282,7 +326,10 @@ class IpeVit(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
+            if self.grad_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
             if f"blocks.{index}" in wanted:
                 shown = self.norm(tokens) if norm_maps else tokens
                 maps[f"blocks.{index}"] = finest_map(shown, grids[-1])
@@ -297,15 +344,17 @@ class IpeVit(nn.Module):
             return [tokens.mean(1)] * heads
         return [fusion(tokens, grids) for fusion in self.fusions]
 
+    def logits_of(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (B, K) of each classifier, from `fuse`'s vectors."""
+        heads = [self.head] if self.head_dist is None else [self.head, self.head_dist]
+        return [head(self.head_drop(vector)) for head, vector in zip(heads, vectors, strict=True)]
+
     def classify(self, vectors: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, K) from `fuse`'s vectors; both classifiers' where `set_distilled_training` is on."""
-        logits: Tensor = self.head(self.head_drop(vectors[0]))
-        if self.head_dist is None:
-            return logits
-        other: Tensor = self.head_dist(self.head_drop(vectors[1]))
-        if self.distilled_training and self.training:
-            return logits, other
-        return (logits + other) / 2
+        logits = self.logits_of(vectors)
+        if len(logits) == 1:
+            return logits[0]
+        return (logits[0], logits[1]) if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
 
     def _feature_info(self) -> list[dict[str, Any]]:
         blocks = [
@@ -349,16 +398,3 @@ def _classifier(dim: int, num_classes: int) -> nn.Module:
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return head
-
-
-def _check(embed_dim: int, depth: int, head_dim: int, pooling: str, reduction: str, distilled: bool) -> None:
-    if embed_dim < 1 or head_dim < 1 or embed_dim % head_dim:
-        raise UserError(f"embed_dim is {embed_dim}; it must be a multiple of head_dim, which is {head_dim}.")
-    if depth < 1:
-        raise UserError(f"depth is {depth}; the trunk needs at least 1 block.")
-    if pooling not in POOLINGS:
-        raise UserError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}.")
-    if reduction not in ("full", "pool"):
-        raise UserError(f"global_reduction is {reduction!r}; it must be 'full' or 'pool'.")
-    if distilled and pooling in ("cls", "gap"):
-        raise UserError(f"distilled=True needs a fusion for each classifier; pooling={pooling!r} has none. Use 'apf'.")

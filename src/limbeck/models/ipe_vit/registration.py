@@ -1,6 +1,7 @@
-"""Makes timm know our networks: `timm.create_model("ipe_vit_300m")` after `import limbeck`.
+"""Makes timm know our networks, on being imported: `timm.create_model("ipe_vit_300m")` after `import limbeck`.
 
-`import limbeck` asks for `register` to be called as soon as timm itself has been imported (see `limbeck/__init__.py`).
+`import limbeck` asks for this file to be imported as soon as timm itself has been (see `limbeck/__init__.py`). That may be
+while a file of this package waits for its own `import timm`, so the network is imported when one is made, not here.
 """
 
 import sys
@@ -9,11 +10,9 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.models.ipe_vit import DEIT_SHRUNK, NETWORKS
-from limbeck.models.ipe_vit.embedding import WholeMap, resized_table
-from limbeck.models.ipe_vit.network import IpeVit
 
 _CIFAR = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -42,36 +41,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def register(_timm: Any = None) -> None:
-    """Register every network with timm; called by the import hook with timm itself."""
-    module = sys.modules[__name__]
-    for name, size in NETWORKS.items():
-        setattr(module, name, register_model(_entry(name, _ipe_vit, size)))
-    for name, size in DEIT_SHRUNK.items():
-        setattr(module, name, register_model(_entry(name, _deit, size)))
+def __getattr__(name: str) -> Any:
+    """The network's class, by which an option's message finds the known ones."""
+    if name != "IpeVit":
+        raise AttributeError(name)
+    from limbeck.models.ipe_vit.network import IpeVit
 
-
-def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights for images of another size: tables and whole-map kernels resized to the model's."""
-    own = model.state_dict()
-    kernels = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, WholeMap)}
-    resized = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        if name in own and tensor.ndim == 4 and tensor.shape[:2] == own[name].shape[:2]:
-            height, width = own[name].shape[2:]
-            if name in kernels or "pos_embed" in parts:
-                tensor = resized_table(tensor, (height, width), keep_sum=name in kernels)
-            elif "global_weights" in parts:
-                # On more patches each weighs less.
-                fusion = name.rpartition(".")[0]
-                tensor = resized_table(tensor, (height, width)) * (_count(state, fusion) / _count(own, fusion))
-        resized[name] = tensor
-    return resized
-
-
-def _count(state: dict[str, Tensor], fusion: str) -> int:
-    return sum(tensor.numel() for name, tensor in state.items() if name.startswith(f"{fusion}."))
+    return IpeVit
 
 
 def _entry(name: str, build: Callable[..., nn.Module], size: dict[str, Any]) -> Callable[..., nn.Module]:
@@ -84,12 +60,17 @@ def _entry(name: str, build: Callable[..., nn.Module], size: dict[str, Any]) -> 
 
 
 def _ipe_vit(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    from limbeck.models.ipe_vit.checkpoints import checkpoint_filter_fn
+    from limbeck.models.ipe_vit.network import IpeVit
+
+    # Without a stem the maps are those of the blocks.
+    maps = range(kwargs["depth"])[-4:] if kwargs.get("stem") == "patchify" else range(4)
     network: nn.Module = build_model_with_cfg(
         IpeVit,
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(maps), "feature_cls": "getter"},
         **kwargs,
     )
     return network
@@ -104,3 +85,14 @@ def _deit(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         **{"patch_size": 16, **kwargs},
     )
     return network
+
+
+def _register() -> None:
+    module = sys.modules[__name__]
+    for name, size in NETWORKS.items():
+        setattr(module, name, register_model(_entry(name, _ipe_vit, size)))
+    for name, size in DEIT_SHRUNK.items():
+        setattr(module, name, register_model(_entry(name, _deit, size)))
+
+
+_register()
