@@ -1,0 +1,134 @@
+"""The one door to scenes: a name becomes `Scenes`, split, checked and recorded."""
+
+import numpy as np
+
+from limbeck.data.decode import find_bad_images
+from limbeck.data.detection.base import Scenes, SceneSource, SceneSubset, split_scenes
+from limbeck.data.detection.coco import open_coco
+from limbeck.data.detection.names import check_scenes_name
+from limbeck.data.detection.opened import Opened
+from limbeck.data.detection.problems import BadImages
+from limbeck.data.detection.shapes import open_shapes
+from limbeck.data.detection.voc import open_voc
+from limbeck.data.detection.yolo import open_yolo
+from limbeck.errors import UserError
+
+
+def open_scenes(name: str, *, val_fraction: float = 0.1, split_seed: int = 0, bad_images: BadImages = "stop") -> Scenes:
+    """Open images with boxes, and masks where there are any, by their name.
+
+    Args:
+        name: as in `check_scenes_name`.
+        val_fraction: share of the images to hold out where the data gives no split, between 0 and 1.
+        split_seed: of that split, which is by image id.
+        bad_images: "stop" raises an error at the first bad annotation or missing image, with the count of all, and at
+            images that cannot be decoded when they are read; "skip" decodes every image once now and leaves out what is
+            bad, counted in the notes and in the record.
+
+    Returns:
+        The scenes; their record is plain values for a JSON or YAML file.
+
+    Raises:
+        DataNotFoundError: (a UserError and a FileNotFoundError) a file or folder is not there.
+        UserError: the data cannot be used; the message names the file, the image and the annotation.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}; it must be between 0 and 1, both excluded.")
+    parsed = check_scenes_name(name)
+    if parsed.kind == "shapes":
+        opened = open_shapes(**parsed.options)
+    elif parsed.kind == "coco":
+        opened = open_coco(parsed.paths, bad_images)
+    elif parsed.kind == "voc":
+        opened = open_voc(parsed.paths[0], bad_images)
+    else:
+        opened = open_yolo(parsed.paths[0], bad_images)
+    if bad_images == "skip" and parsed.kind != "shapes":
+        _skip_bad_images(opened)
+    train, val = _split(opened, name, val_fraction, split_seed)
+    has_masks = train.has_masks and val.has_masks
+    if train.has_masks != val.has_masks:
+        which = "training" if train.has_masks else "validation"
+        opened.notes.append(f"Only the {which} images have masks, so the set is used for boxes only.")
+    scenes = Scenes(name, train, val, train.class_names, has_masks, _median_size(train), opened.record, opened.notes)
+    _describe(scenes)
+    return scenes
+
+
+def _skip_bad_images(opened: Opened) -> None:
+    listed: list[dict[str, str]] = []
+    kept: list[SceneSource | None] = []
+    for source in (opened.train, opened.val):
+        bad = {} if source is None else find_bad_images(source)
+        if source is None or not bad:
+            kept.append(source)
+            continue
+        listed += [{"file": source.describe(index), "cause": cause} for index, cause in sorted(bad.items())]
+        if len(bad) == len(source):
+            raise UserError(f"Not one of {len(source)} images can be used. The first: {listed[0]['cause']}")
+        good = np.setdiff1d(np.arange(len(source), dtype=np.int64), np.array(list(bad), dtype=np.int64))
+        kept.append(SceneSubset(source, good))
+    assert kept[0] is not None
+    opened.train, opened.val = kept[0], kept[1]
+    opened.record["bad_images"] = listed
+    if listed:
+        shown = ", ".join(entry["file"] for entry in listed[:5]) + (" ..." if len(listed) > 5 else "")
+        opened.notes.append(
+            f"{len(listed)} images cannot be decoded, or not in the size of their annotations, and are left out with "
+            f"their objects: {shown}"
+        )
+
+
+def _split(opened: Opened, name: str, val_fraction: float, seed: int) -> tuple[SceneSource, SceneSource]:
+    train, val = opened.train, opened.val
+    if val is None:
+        total = len(train)
+        train, val = split_scenes(train, val_fraction, seed)
+        opened.record |= {"split": "made", "split_by": "image id", "seed": seed, "val_fraction": val_fraction}
+        opened.record["val_ids"] = [val.image_id(index) for index in range(len(val))]
+        opened.notes.append(f"{len(val)} of {total} images are held out for validation (by image id, seed {seed}).")
+    for split, source in (("training", train), ("validation", val)):
+        if len(source) == 0:
+            raise UserError(f"{name} has no {split} images.")
+    return train, val
+
+
+def _describe(scenes: Scenes) -> None:
+    """Fill in the record and the notes that depend on the final choice of images."""
+    record, notes = scenes.record, scenes.notes
+    record["class_names"] = list(scenes.class_names)
+    record["has_masks"] = scenes.has_masks
+    record["native_size"] = list(scenes.native_size)
+    record["class_counts"] = {}
+    for split, source in (("train", scenes.train), ("val", scenes.val)):
+        counts, empty = source.counts()
+        if counts.sum() == 0:
+            remedy = (
+                "Choose another split_seed or a larger val_fraction."
+                if split == "val" and record["split"] == "made"
+                else "Check that the annotations belong to these images."
+            )
+            raise UserError(
+                f"{scenes.name}: not one of {len(source)} {'training' if split == 'train' else 'validation'} images has "
+                f"an object (crowds aside). {remedy}"
+            )
+        record["class_counts"][split] = {
+            name: int(count) for name, count in zip(scenes.class_names, counts, strict=True)
+        }
+        record[f"{split}_images"] = len(source)
+        record[f"{split}_background_images"] = empty
+        if empty:
+            notes.append(f"{empty} of {len(source)} {split} images have no annotation and count as background.")
+    unseen = [name for name, count in record["class_counts"]["train"].items() if count == 0]
+    if unseen:
+        notes.append(f"{len(unseen)} classes have no training object: {', '.join(unseen[:5])}.")
+    unmeasured = [name for name, count in record["class_counts"]["val"].items() if count == 0]
+    if unmeasured:
+        notes.append(
+            f"{len(unmeasured)} classes have no validation object and are not measured: {', '.join(unmeasured[:5])}."
+        )
+
+
+def _median_size(source: SceneSource) -> tuple[int, int]:
+    height, width = np.median(np.array([source.size(index) for index in range(len(source))]), axis=0)
+    return int(height), int(width)
