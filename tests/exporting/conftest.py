@@ -43,3 +43,26 @@ def reader(digits: tuple[list[Tensor], list[Tensor]]) -> TinyNetwork:
 @pytest.fixture(scope="session")
 def reader_file(reader: TinyNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(reader, tmp_path_factory.mktemp("reader") / "reader.onnx")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run that learned the digits at 8 pixels, for the verb."""
+    import limbeck
+
+    folder = tmp_path_factory.mktemp("runs") / "resnet8"
+    limbeck.train(
+        model="limbeck:resnet8",
+        data="digits",
+        input_size=8,
+        epochs=4,
+        lr=5e-3,
+        batch_size=64,
+        num_workers=0,
+        accelerator="cpu",
+        progress=False,
+        loggers=[],
+        report=False,
+        out=str(folder),
+    )
+    return folder

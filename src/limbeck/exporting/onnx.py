@@ -1,18 +1,16 @@
 """A model as one ONNX file that takes images in [0, 1] and gives logits.
 
-The graph starts with the normalisation, so that whoever runs it needs no statistics, and at the model's own input
-size, so that it holds no resize: antialiased resizing is what runtimes disagree about most. The batch is dynamic, and
-the file is tried with several batches before it appears under its name.
+The graph starts with the normalisation, so that whoever runs it needs no statistics, and holds no resize of the images:
+antialiased resizing is what runtimes disagree about most. The images have the model's own input size, or any that the
+network can take where a dynamic size is asked for. The batch is dynamic, and the file is tried with several batches, and
+sizes, before it appears under its name.
 """
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,19 +21,25 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck.errors import UserError
+from limbeck.exporting.runtime import INPUT_NAME, OUTPUT_NAME, first_line, open_session, quiet, run
+from limbeck.exporting.sizes import (
+    Size,
+    allow_any_size,
+    logits_as_given,
+    not_any_size,
+    other_sizes,
+    require_any_size,
+    size_step,
+    traced_size,
+)
 from limbeck.files import atomic_write
 from limbeck.models.base import VisionModel
-
-INPUT_NAME = "images"
-OUTPUT_NAME = "logits"
 
 # torch's exporter writes these without converting them from one to the other, which is where graphs get lost.
 OPSETS = range(18, 24)
 # A protocol buffer, hence an ONNX file in one piece, cannot be larger.
 MAX_FILE_BYTES = 2**31 - 1
 TRIED_BATCHES = (1, 2, 5)
-
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def export_onnx(
@@ -44,6 +48,7 @@ def export_onnx(
     *,
     opset: int | None = None,
     class_names: Sequence[str] | None = None,
+    dynamic_size: bool = False,
 ) -> Path:
     """Write a classifier as an ONNX file.
 
@@ -51,18 +56,23 @@ def export_onnx(
     (B, K) float32. Its metadata hold the class names, the input size, what was normalised, the licence and the
     versions. The model itself is not changed, whatever its mode, precision and device.
 
+    With a dynamic size, H and W are any that the network can take, and images are not resized anywhere: the file was
+    tried, against the network, at the model's own size and at those in its metadata.
+
     Args:
         model: the classifier.
         path: the file; folders are made, and a file of this name is replaced only by a complete one.
         opset: of the ONNX operators, 18 to 23; None lets torch choose.
         class_names: in the order of the logits, for the metadata.
+        dynamic_size: let height and width of the images vary too. A network with a boolean attribute `dynamic_size`
+            is exported with it set.
 
     Returns:
         The path.
 
     Raises:
-        UserError: the model cannot be expressed in ONNX, depends on its batch, is too large for one file, or the disk
-            is full; nothing is written then.
+        UserError: the model cannot be expressed in ONNX, depends on its batch, is made for one size where a dynamic one
+            was asked for, is too large for one file, or the disk is full; nothing is written then.
     """
     path = Path(path)
     name = model.facts.name
@@ -80,18 +90,25 @@ def export_onnx(
         )
     _require_small_enough(name, sum(t.numel() for t in (*model.parameters(), *model.buffers())) * 4)
     frozen = inference_copy(model)
-    graph = _traced(frozen, opset)
-    _describe(graph, model, class_names)
+    if dynamic_size:
+        allow_any_size(frozen)
+        require_any_size(frozen)
+    graph = _traced(frozen, opset, dynamic_size)
+    _describe(graph, model, class_names, dynamic_size)
     _require_small_enough(name, graph.ByteSize())
     content = graph.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
-        _try_batches(content, model)
+        session = open_session(content)
+        for size in (model.facts.input_size, *(other_sizes(model) if dynamic_size else ())):
+            if dynamic_size:
+                _try_size(session, frozen, size)
+            _try_batches(session, model, size)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{name} was exported, but the result is not a valid ONNX graph: {_first_line(error)} Nothing was written. "
+            f"{name} was exported, but the result is not a valid ONNX graph: {first_line(error)} Nothing was written. "
             "Try another opset, or report this with the model's name and torch's version."
         ) from error
     try:
@@ -116,45 +133,31 @@ def inference_copy(model: VisionModel) -> VisionModel:
     return frozen.cpu().float().eval().requires_grad_(False)
 
 
-def open_session(model: str | Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """onnxruntime on the CPU, quiet.
-
-    Args:
-        model: a file or its content.
-        threads: to compute with; None lets onnxruntime choose.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-    content = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 class _Logits(nn.Module):
-    """Images to logits; `prepare` resizes nothing here, since the images have the model's input size."""
+    """Images to logits, without a resize."""
 
     def __init__(self, model: VisionModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images).logits
-        return logits
+        return logits_as_given(self.model, images)
 
 
-def _traced(model: VisionModel, opset: int | None) -> onnx.ModelProto:
-    """The graph of a model, its weights inside, for any batch."""
+def _traced(model: VisionModel, opset: int | None, dynamic_size: bool) -> onnx.ModelProto:
+    """The graph of a model, its weights inside, for any batch, and for any size where that is asked for."""
+    size = traced_size(model) if dynamic_size else model.facts.input_size
     # Two images: a batch of one would be taken for a constant.
-    images = torch.rand(2, 3, *model.facts.input_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    # As plain names, dimensions may have conditions (a multiple of the patch) that torch.export cannot put into a Dim.
+    varying: dict[int, Any] = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: torch.export.Dim("batch")}
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 (images,),
                 dynamo=True,
-                dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}},
+                dynamic_shapes={INPUT_NAME: varying},
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 opset_version=opset,
@@ -164,11 +167,15 @@ def _traced(model: VisionModel, opset: int | None) -> onnx.ModelProto:
             graph: onnx.ModelProto = program.model_proto
     # The exporter runs the model's own code and several compilers over it, each with exceptions of its own.
     except Exception as error:
-        raise _not_exportable(model, _first_line(error)) from error
-    batch = graph.graph.input[0].type.tensor_type.shape.dim[0]
+        if dynamic_size:
+            raise not_any_size(model, f"it cannot be traced ({first_line(error).rstrip('.')})") from error
+        raise _not_exportable(model, first_line(error)) from error
+    batch, _, height, width = graph.graph.input[0].type.tensor_type.shape.dim
+    # The exporter takes a constant for a dimension where the model's code forces it, without a word.
     if not batch.dim_param:
-        # The exporter takes a constant for the batch where the model's code forces it, without a word.
         raise _not_exportable(model, f"its code works for batches of {batch.dim_value} images only.")
+    if dynamic_size and not (height.dim_param and width.dim_param):
+        raise not_any_size(model, "its code, once traced, works for one size only")
     written = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise UserError(
@@ -185,40 +192,37 @@ def _not_exportable(model: VisionModel, reason: str) -> UserError:
     )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports its steps on the screen and in the log; what matters comes as an exception."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _describe(graph: onnx.ModelProto, model: VisionModel, class_names: Sequence[str] | None) -> None:
+def _describe(
+    graph: onnx.ModelProto, model: VisionModel, class_names: Sequence[str] | None, dynamic_size: bool
+) -> None:
     """Put into the file what its user must know, and take out the traces of the machine that wrote it."""
     height, width = model.facts.input_size
+    sides = "height, width" if dynamic_size else f"{height}, {width}"
+    resize = (
+        f"not in the graph; the network takes images at the size they have, and was tried at multiples of "
+        f"{size_step(model)} pixels; the size it was made for is the input size, resized to with {model.interpolation} "
+        "interpolation, antialiased, and clamped to [0, 1]"
+        if dynamic_size
+        else f"not in the graph; resize to the input size with {model.interpolation} interpolation, antialiased, "
+        "and clamp to [0, 1]"
+    )
     values = {
         "model": model.facts.name,
         "licence": model.provenance.licence,
         "source": model.provenance.source,
-        "input": f"{INPUT_NAME}: float32 (batch, 3, {height}, {width}), RGB in [0, 1]",
+        "input": f"{INPUT_NAME}: float32 (batch, 3, {sides}), RGB in [0, 1]",
         "output": f"{OUTPUT_NAME}: float32 (batch, {model.facts.num_classes}), before the softmax",
         "input_size": json.dumps([height, width]),
-        "resize": f"not in the graph; resize to the input size with {model.interpolation} interpolation, antialiased, "
-        "and clamp to [0, 1]",
+        "dynamic_size": json.dumps(dynamic_size),
+        "resize": resize,
         "normalisation": "in the graph; do not normalise the images",
         "mean": json.dumps([round(value, 6) for value in model.mean.flatten().tolist()]),
         "std": json.dumps([round(value, 6) for value in model.std.flatten().tolist()]),
         "limbeck_version": limbeck.__version__,
         "torch_version": str(torch.__version__),
     }
+    if dynamic_size:
+        values["tried_sizes"] = json.dumps([list(size) for size in (model.facts.input_size, *other_sizes(model))])
     if class_names is not None:
         values["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
     del graph.metadata_props[:]
@@ -234,34 +238,48 @@ def _describe(graph: onnx.ModelProto, model: VisionModel, class_names: Sequence[
             del value.metadata_props[:]
 
 
-def _try_batches(content: bytes, model: VisionModel) -> None:
+def _try_size(session: onnxruntime.InferenceSession, model: VisionModel, size: Size) -> None:
+    """Run the graph at another size than it was traced at: what was taken for a constant shows here.
+
+    Raises:
+        UserError: its logits are not the network's.
+    """
+    images = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
+    with torch.no_grad():
+        expected = logits_as_given(model, torch.from_numpy(images)).numpy()
+    place = f"at {size[0]}x{size[1]} pixels"
+    try:
+        logits = run(session, images)
+    # onnxruntime raises its own kinds of exceptions, without a common base.
+    except Exception as error:
+        raise not_any_size(model, f"{place} the graph fails ({first_line(error).rstrip('.')})") from error
+    near = 1e-3 * max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
+    if logits.shape != expected.shape or not np.allclose(logits, expected, rtol=0, atol=near, equal_nan=True):
+        raise not_any_size(model, f"{place} the graph gives other logits than the network")
+
+
+def _try_batches(session: onnxruntime.InferenceSession, model: VisionModel, size: Size) -> None:
     """Run the graph: an image's logits must have the right shape and not depend on how many images it came with.
 
     Raises:
         UserError: they do.
     """
-    session = open_session(content)
-    images = np.random.default_rng(0).random((max(TRIED_BATCHES), 3, *model.facts.input_size), dtype=np.float32)
+    images = np.random.default_rng(0).random((max(TRIED_BATCHES), 3, *size), dtype=np.float32)
     together: NDArray[np.float32] | None = None
-    for size in sorted(TRIED_BATCHES, reverse=True):
-        logits, expected = _run(session, images[:size]), (size, model.facts.num_classes)
+    for batch in sorted(TRIED_BATCHES, reverse=True):
+        logits, expected = run(session, images[:batch]), (batch, model.facts.num_classes)
         together = logits if together is None else together
         near = 1e-3 * max(1.0, float(np.nanmax(np.abs(together), initial=0.0)))
         if logits.shape != expected:
             fault = f"gives logits of shape {logits.shape} instead of {expected}"
-        elif not np.allclose(logits, together[:size], rtol=0, atol=near, equal_nan=True):
+        elif not np.allclose(logits, together[:batch], rtol=0, atol=near, equal_nan=True):
             fault = f"gives other logits than the same images in a batch of {len(together)}"
         else:
             continue
         raise UserError(
-            f"{model.facts.name} was exported, but a batch of {size} {fault}, so the graph depends on the batch. "
+            f"{model.facts.name} was exported, but a batch of {batch} {fault}, so the graph depends on the batch. "
             "Nothing was written. Look in the model for shapes or statistics taken from the batch."
         )
-
-
-def _run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
-    return logits
 
 
 def _require_small_enough(name: str, size: int) -> None:
@@ -270,13 +288,3 @@ def _require_small_enough(name: str, size: int) -> None:
             f"{name} takes {size / 1e9:.1f} GB; an ONNX file in one piece holds at most {MAX_FILE_BYTES / 1e9:.1f} GB. "
             "Nothing was written. Export a smaller student."
         )
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of exceptions, as one sentence."""
-    while (cause := error.__cause__) is not None:
-        error = cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    text = text if len(text) <= 300 else text[:297] + "..."
-    return text if text.endswith((".", "!", "?")) else text + "."

@@ -2,16 +2,13 @@
 
 Random noise proves little: its logits are small and far from those that decide. So both are run on validation images,
 and the file passes where every logit is as near as float32 arithmetic in another order lets it be, and every image
-whose first answer is not a tie gets the same first answer.
+whose first answer is not a tie gets the same first answer. A file with a dynamic size must do so at other sizes too.
 """
 
-import dataclasses
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +19,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.exporting.onnx import INPUT_NAME, OUTPUT_NAME, inference_copy, open_session
-from limbeck.files import atomic_write
+from limbeck.exporting.comparison import accuracy, decided_flips, differences, labelled_batches
+from limbeck.exporting.onnx import inference_copy
+from limbeck.exporting.record import write_record
+from limbeck.exporting.runtime import INPUT_NAME, OUTPUT_NAME, open_session, run
+from limbeck.exporting.sizes import Size, allow_any_size, logits_as_given, other_sizes, require_any_size, resized
 from limbeck.models.base import VisionModel
 
 RELATIVE_TOLERANCE = 1e-3
+# Images at each size beside the model's own: enough to see a wrong position or a lost window.
+IMAGES_PER_SIZE = 16
 
 
 class ExportMismatchError(UserError):
     """An exported file does not give the model's answers."""
+
+
+@dataclass(frozen=True)
+class SizeVerification:
+    """How a file with a dynamic size compares with its network at another size than the model's own.
+
+    Attributes:
+        height, width: in pixels; the images were resized to it before both.
+        images, max_abs_difference, top1_agreement, top1_flips, not_finite, tolerance: as in `Verification`.
+    """
+
+    height: int
+    width: int
+    images: int
+    max_abs_difference: float
+    top1_agreement: float
+    top1_flips: int
+    not_finite: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """The difference is within the tolerance, nothing flipped, everything is finite."""
+        return not self.not_finite and self.max_abs_difference <= self.tolerance and not self.top1_flips
 
 
 @dataclass(frozen=True)
@@ -48,7 +74,8 @@ class Verification:
         not_finite: images for which either gives a NaN or an infinite logit.
         accuracy_torch, accuracy_onnx: share of the labelled images that are answered rightly; None without labels.
         tolerance: largest difference of a logit that passes.
-        passed: the difference is within the tolerance, nothing flipped, everything is finite.
+        other_sizes: the same at other sizes, for a file with a dynamic size; empty for one with a fixed size.
+        passed: the difference is within the tolerance, nothing flipped, everything is finite; at every size.
         onnxruntime: its version.
         opset: of the file's ONNX operators.
         file_bytes: size of the file.
@@ -66,6 +93,7 @@ class Verification:
     accuracy_torch: float | None
     accuracy_onnx: float | None
     tolerance: float
+    other_sizes: tuple[SizeVerification, ...]
     passed: bool
     onnxruntime: str
     opset: int
@@ -85,6 +113,9 @@ def verify_onnx(
 ) -> Verification:
     """Run a file in onnxruntime and its model in torch, both in float32 on the CPU, and compare.
 
+    A file with a dynamic size is also run on the first images at two other sizes or more, where its reference is the
+    network on the normalised images, not resized to the model's own size.
+
     Args:
         path: the ONNX file.
         model: what it was exported from; left as it is.
@@ -100,59 +131,61 @@ def verify_onnx(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no ONNX file that onnxruntime can run, was not made for this model's input, or there are no
-            images.
-        ExportMismatchError: its logits have another shape than the model's.
+        UserError: it is no ONNX file that onnxruntime can run, was not made for this model's input, takes any size
+            where this model does not, or there are no images.
+        ExportMismatchError: its logits have another shape than the model's, or it fails at another size.
     """
     path = Path(path)
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise UserError(f"The tolerance for verifying {path} is {tolerance}; give a number of at least 0.")
-    session, opset, content = _open(path, model)
+    session, opset, content, sizes = _open(path, model)
     reference = inference_copy(model)
     ours: list[NDArray[np.float32]] = []
     theirs: list[NDArray[np.float32]] = []
     truths: list[NDArray[np.int64]] = []
     first: list[Tensor] = []
-    sizes: set[int] = set()
+    batches: set[int] = set()
+    wanted = max((*batch_sizes, IMAGES_PER_SIZE if sizes else 0), default=0)
     with torch.no_grad():
-        for batch, truth in _batches(images, labels, max_images):
-            shown = _resized(batch, reference)
+        for batch, truth in labelled_batches(images, labels, max_images):
+            shown = resized(batch, reference.facts.input_size, reference)
             ours.append(reference(shown).logits.numpy())
-            theirs.append(_run(session, shown))
+            theirs.append(run(session, shown.numpy()))
             _require_same_shape(ours[-1], theirs[-1])
             truths.append(truth)
-            sizes.add(len(shown))
-            if sum(len(seen) for seen in first) < max(batch_sizes, default=0):
+            batches.add(len(shown))
+            if sum(len(seen) for seen in first) < wanted:
                 first.append(shown)
     if not ours:
         raise UserError(f"There are no images to verify {path} with; give at least one validation image.")
     expected, found, truth = np.concatenate(ours), np.concatenate(theirs), np.concatenate(truths)
-    difference, finite = _differences(expected, found)
+    difference, finite = differences(expected, found)
     for size in batch_sizes:
         again = torch.cat(first)[:size]
         if len(again) == size:
-            sizes.add(size)
-            more, _ = _differences(expected[:size], _run(session, again))
+            batches.add(size)
+            more, _ = differences(expected[:size], run(session, again.numpy()))
             difference = np.concatenate([difference, more])
-    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
-    limit = RELATIVE_TOLERANCE * max(1.0, scale) if tolerance is None else tolerance
+    limit = _limit(expected, tolerance)
     same = (expected.argmax(1) == found.argmax(1)) & finite
-    flips = int((~same & finite & (_margin(expected) > limit)).sum())
+    flips = decided_flips(expected, found, limit)
     worst = float(difference.max())
     labelled = truth >= 0
+    elsewhere = _at_sizes(session, reference, torch.cat(first), sizes, tolerance) if sizes else ()
     return Verification(
         file=path.name,
         images=len(expected),
-        batch_sizes=tuple(sorted(sizes)),
+        batch_sizes=tuple(sorted(batches)),
         max_abs_difference=worst,
         mean_abs_difference=float(difference.mean()),
         top1_agreement=float(same.mean()),
         top1_flips=flips,
         not_finite=int((~finite).sum()),
-        accuracy_torch=_accuracy(expected, truth) if labelled.any() else None,
-        accuracy_onnx=_accuracy(found, truth) if labelled.any() else None,
+        accuracy_torch=accuracy(expected, truth) if labelled.any() else None,
+        accuracy_onnx=accuracy(found, truth) if labelled.any() else None,
         tolerance=limit,
-        passed=bool(finite.all() and worst <= limit and flips == 0),
+        other_sizes=elsewhere,
+        passed=bool(finite.all() and worst <= limit and flips == 0 and all(size.passed for size in elsewhere)),
         onnxruntime=onnxruntime.__version__,
         opset=opset,
         file_bytes=len(content),
@@ -166,15 +199,7 @@ def write_verification(verification: Verification, path: str | Path) -> Path:
     Returns:
         The JSON file.
     """
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.json")
-    values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in dataclasses.asdict(verification).items()
-    }
-    with atomic_write(beside) as file:
-        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-    return beside
+    return write_record(verification, path)
 
 
 def require(verification: Verification) -> None:
@@ -185,24 +210,74 @@ def require(verification: Verification) -> None:
     """
     if verification.passed:
         return
-    faults = []
-    if verification.not_finite:
-        faults.append(f"{verification.not_finite} of {verification.images} images have logits that are not finite")
-    elif verification.max_abs_difference > verification.tolerance:
-        faults.append(
-            f"a logit differs by {verification.max_abs_difference:.3g}, more than the tolerance of "
-            f"{verification.tolerance:.3g}"
-        )
-    if verification.top1_flips:
-        faults.append(f"{verification.top1_flips} of {verification.images} images get another first answer")
+    faults = _faults(verification)
+    for size in verification.other_sizes:
+        faults += [f"at {size.height}x{size.width} pixels {fault}" for fault in _faults(size)]
     raise ExportMismatchError(
         f"{verification.file} does not give the model's answers: {'; '.join(faults)}. Do not ship this file. Export "
         "the model again; if that gives the same, try another opset."
     )
 
 
-def _open(path: Path, model: VisionModel) -> tuple[onnxruntime.InferenceSession, int, bytes]:
-    """The file ready to run, its opset and its content, which is read once so that the hash is of what ran."""
+def _faults(found: Verification | SizeVerification) -> list[str]:
+    faults = []
+    if found.not_finite:
+        faults.append(f"{found.not_finite} of {found.images} images have logits that are not finite")
+    elif found.max_abs_difference > found.tolerance:
+        faults.append(
+            f"a logit differs by {found.max_abs_difference:.3g}, more than the tolerance of {found.tolerance:.3g}"
+        )
+    if found.top1_flips:
+        faults.append(f"{found.top1_flips} of {found.images} images get another first answer")
+    return faults
+
+
+def _at_sizes(
+    session: onnxruntime.InferenceSession,
+    reference: VisionModel,
+    images: Tensor,
+    sizes: Sequence[Size],
+    tolerance: float | None,
+) -> tuple[SizeVerification, ...]:
+    """The same comparison at other sizes; the reference, an inference copy, is changed to take them."""
+    allow_any_size(reference)
+    require_any_size(reference)
+    return tuple(_at_size(session, reference, images[:IMAGES_PER_SIZE], size, tolerance) for size in sizes)
+
+
+def _at_size(
+    session: onnxruntime.InferenceSession, model: VisionModel, images: Tensor, size: Size, tolerance: float | None
+) -> SizeVerification:
+    shown = resized(images, size, model)
+    with torch.no_grad():
+        expected = logits_as_given(model, shown).numpy()
+    try:
+        found = run(session, shown.numpy())
+    # onnxruntime raises its own kinds of exceptions, without a common base.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ExportMismatchError(
+            f"The file takes any size, but fails at {size[0]}x{size[1]} pixels: {reason} Export the model again, without "
+            "dynamic_size if that gives the same."
+        ) from error
+    _require_same_shape(expected, found)
+    difference, finite = differences(expected, found)
+    limit = _limit(expected, tolerance)
+    same = (expected.argmax(1) == found.argmax(1)) & finite
+    return SizeVerification(
+        height=size[0],
+        width=size[1],
+        images=len(shown),
+        max_abs_difference=float(difference.max()),
+        top1_agreement=float(same.mean()),
+        top1_flips=decided_flips(expected, found, limit),
+        not_finite=int((~finite).sum()),
+        tolerance=limit,
+    )
+
+
+def _open(path: Path, model: VisionModel) -> tuple[onnxruntime.InferenceSession, int, bytes, list[Size]]:
+    """The file ready to run, its opset, its content (read once, so that the hash is of what ran), other sizes to try."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} to verify.")
     content = path.read_bytes()
@@ -218,48 +293,16 @@ def _open(path: Path, model: VisionModel) -> tuple[onnxruntime.InferenceSession,
     inputs = {entry.name: list(entry.shape) for entry in session.get_inputs()}
     outputs = {entry.name: list(entry.shape) for entry in session.get_outputs()}
     size = list(model.facts.input_size)
-    if list(inputs) != [INPUT_NAME] or OUTPUT_NAME not in outputs or inputs[INPUT_NAME][2:] != size:
+    sides = inputs.get(INPUT_NAME, [])[2:]
+    # A dimension that may vary is a name, or None.
+    dynamic = len(sides) == 2 and not any(isinstance(side, int) for side in sides)
+    if list(inputs) != [INPUT_NAME] or OUTPUT_NAME not in outputs or not (dynamic or sides == size):
         raise UserError(
             f"{path} takes {inputs} and gives {outputs}; a file exported from {model.facts.name} takes {INPUT_NAME!r} "
             f"of shape (batch, 3, {size[0]}, {size[1]}) and gives {OUTPUT_NAME!r}. Name the file exported from it."
         )
     opset = next((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    return session, opset, content
-
-
-def _batches(
-    images: Iterable[Tensor] | Iterable[Mapping[str, Tensor]], labels: Iterable[Tensor] | None, max_images: int | None
-) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    """Images with their labels (-1 where there are none), at most `max_images` in all."""
-    left = math.inf if max_images is None else max_images
-    # Labels that run out before the images do are the caller's mistake, hence strict; without labels there is no end.
-    pairs: Iterable[tuple[Tensor | Mapping[str, Tensor], Tensor | None]]
-    pairs = zip(images, repeat(None)) if labels is None else zip(images, labels, strict=True)
-    for entry, given in pairs:
-        batch = entry if isinstance(entry, Tensor) else entry["image"]
-        label = given if isinstance(entry, Tensor) else entry.get("label", given)
-        if label is not None and len(label) != len(batch):
-            raise UserError(f"A batch of {len(batch)} images came with {len(label)} labels; give one label per image.")
-        count = int(min(left, len(batch)))
-        truth = torch.full((count,), -1) if label is None else torch.as_tensor(label)[:count]
-        left -= count
-        if count:
-            yield batch[:count].cpu().float(), truth.cpu().long().numpy()
-        # Asking for one more batch would decode images for nothing.
-        if left <= 0:
-            return
-
-
-def _resized(images: Tensor, model: VisionModel) -> Tensor:
-    """The images as the file wants them, through the model's own resize with the normalisation undone."""
-    if tuple(images.shape[-2:]) == model.facts.input_size:
-        return images
-    return (model.prepare(images) * model.std + model.mean).clamp(0, 1)
-
-
-def _run(session: onnxruntime.InferenceSession, images: Tensor) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images.contiguous().numpy()})[0]
-    return logits
+    return session, opset, content, other_sizes(model) if dynamic else []
 
 
 def _require_same_shape(expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
@@ -270,27 +313,7 @@ def _require_same_shape(expected: NDArray[np.float32], found: NDArray[np.float32
         )
 
 
-def _differences(
-    expected: NDArray[np.float32], found: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Absolute differences (N, K), infinite where a logit is not finite; and which of the N images are finite."""
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(expected) & np.isfinite(found))
-    every: NDArray[np.bool_] = np.asarray(finite.all(axis=1))
-    difference = np.abs(np.where(finite, expected, 0).astype(np.float64) - np.where(finite, found, 0))
-    return np.where(finite, difference, np.inf), every
-
-
-def _margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far the first answer is ahead of the second (N,)."""
-    if logits.shape[1] < 2:
-        return np.full(len(logits), np.inf, dtype=np.float32)
-    top = np.partition(logits, -2, axis=1)[:, -2:]
-    margin: NDArray[np.float32] = top[:, 1] - top[:, 0]
-    return margin
-
-
-def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """Share of the labelled images whose first answer is the label; an image without finite logits has no answer."""
-    labelled = truth >= 0
-    right = (logits.argmax(1) == truth) & np.isfinite(logits).all(1)
-    return float(right[labelled].mean())
+def _limit(expected: NDArray[np.float32], tolerance: float | None) -> float:
+    """The largest difference that passes: the given one, or a share of the largest logit."""
+    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    return RELATIVE_TOLERANCE * max(1.0, scale) if tolerance is None else tolerance
