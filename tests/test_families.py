@@ -35,6 +35,9 @@ PARTNERS = {"cnn": "limbeck:resnet8", "vit": "test_vit"}
 METHODS = ("kd", "nkd", "reviewkd", "manifold", "manifold(intra=0.0,inter=0.0,random=0.0,full=1.0)", "vitkd")
 PROJECTORS = ("reviewkd", "vitkd")
 """The methods that learn parameters of their own."""
+LEVEL_METHODS = ("fitnets", "pkd", "cwd", "mgd")
+"""The methods that compare pairs of levels alike and differ in the formula: one family of each kind shall do."""
+LEVEL_FAMILIES = ("deit", "resnet", "swin", "ipe-vit")
 ROLES = ("student", "teacher")
 SIDES = {"limbeck:resnet8": 32, "vit_small_patch14_reg4_dinov2": 56, "crossvit_tiny_240": 240}
 """Pixels of the models that are not made for 64."""
@@ -63,6 +66,11 @@ def pair(family: str, role: str, partner: str) -> tuple[VisionModel, VisionModel
     return opened(teacher), copy.deepcopy(opened(student)).requires_grad_(True)
 
 
+def other_kind(family: str) -> str:
+    """The partner that differs most: a CNN for a plain transformer, a transformer for everything else."""
+    return "cnn" if family in PLAIN else "vit"
+
+
 def batch() -> tuple[Tensor, Tensor]:
     return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 3, 9, 3])
 
@@ -74,13 +82,24 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_one_step_trains_the_student_and_the_projectors_and_not_the_teacher(
     family: str, role: str, partner: str, method: str
 ) -> None:
+    check_one_step(family, role, partner, method, projects=method in PROJECTORS)
+
+
+@pytest.mark.parametrize("method", LEVEL_METHODS)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("family", LEVEL_FAMILIES)
+def test_one_step_of_the_methods_that_compare_levels(family: str, role: str, method: str) -> None:
+    check_one_step(family, role, other_kind(family), method, projects=True)
+
+
+def check_one_step(family: str, role: str, partner: str, method: str, *, projects: bool) -> None:
     teacher, student = pair(family, role, partner)
     teacher_before = {name: value.clone() for name, value in teacher.state_dict().items()}
     torch.manual_seed(0)
     distiller = Distiller(teacher, student, method).train()
     trained = dict(distiller.trained_parameters())
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    assert any(name.startswith("losses.") for name in trained) == (method in PROJECTORS)
+    assert any(name.startswith("losses.") for name in trained) == projects
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
 
     terms = distiller(*batch())
@@ -138,8 +157,7 @@ def test_the_plain_families_are_those_read_by_blocks() -> None:
 
 
 def compare_compiled(family: str, role: str, methods: str, backend: str) -> None:
-    partner = "cnn" if family in PLAIN else "vit"
-    teacher, student = pair(family, role, partner)
+    teacher, student = pair(family, role, other_kind(family))
     torch.manual_seed(0)
     eager = Distiller(teacher, student, methods).train()
     compiled = copy.deepcopy(eager)
@@ -147,7 +165,7 @@ def compare_compiled(family: str, role: str, methods: str, backend: str) -> None
     compiled.compile(backend=backend)
 
     def step(distiller: Distiller) -> tuple[dict[str, Tensor], Tensor]:
-        torch.manual_seed(3)  # vitkd draws its mask, manifold its patches
+        torch.manual_seed(3)  # vitkd and mgd draw masks, manifold its patches
         terms = distiller(*batch())
         terms["total"].backward()
         gradients = [p.grad.flatten() for _, p in distiller.trained_parameters()]
@@ -168,6 +186,14 @@ def compare_compiled(family: str, role: str, methods: str, backend: str) -> None
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "deit-distilled"])
 def test_both_graphs_compile_whole_with_the_numbers_of_eager_mode(family: str, role: str) -> None:
     compare_compiled(family, role, "kd+nkd+reviewkd+manifold(full=1.0)+vitkd", "aot_eager")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("family", "role", "method"), zip(LEVEL_FAMILIES, ROLES * 2, LEVEL_METHODS, strict=True), ids=LEVEL_METHODS
+)
+def test_the_methods_that_compare_levels_compile_whole(family: str, role: str, method: str) -> None:
+    compare_compiled(family, role, method, "aot_eager")
 
 
 @pytest.mark.compile

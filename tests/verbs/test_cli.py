@@ -129,3 +129,12 @@ def test_methods_are_listed_and_explained() -> None:
     explained = limbeck("methods", "nkd").stdout
     assert "gamma" in explained
     assert "1.5" in explained
+
+
+@pytest.mark.parametrize(
+    ("method", "formula"), [("kd", "KL("), ("pkd", "mean_c (1 - r_c)"), ("mgd", "(G(m · A(S)) - T)²"), ("cwd", "τ²")]
+)
+def test_a_methods_formula_is_shown(method: str, formula: str) -> None:
+    explained = limbeck("methods", method).stdout
+    assert formula in explained
+    assert "require_" not in explained

@@ -84,7 +84,7 @@ def require_same_classes(method: str, student: ModelFacts, teacher: ModelFacts) 
         raise UserError(
             f"{method} compares class by class, but the teacher {teacher.name} has {teacher.num_classes} classes and "
             f"the student {student.name} has {student.num_classes}. Train the teacher on these classes first "
-            "(`limbeck train`), or distil features only: manifold, reviewkd or vitkd."
+            "(`limbeck train`), or distil features only (reviewkd, manifold, vitkd, pkd, ...)."
         )
 
 

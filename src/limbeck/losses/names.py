@@ -61,6 +61,30 @@ METHODS: dict[str, MethodInfo] = {
         "Yang et al., CVPR 2024 workshops, arXiv:2209.02432",
         needs_labels=False,
     ),
+    "fitnets": MethodInfo(
+        "limbeck.losses.fitnets:FitNets",
+        "regress the teacher's map in the middle of the network",
+        "Romero et al., ICLR 2015, arXiv:1412.6550",
+        needs_labels=False,
+    ),
+    "pkd": MethodInfo(
+        "limbeck.losses.pkd:PKD",
+        "maximise the correlation of feature maps, channel by channel",
+        "Cao et al., NeurIPS 2022, arXiv:2207.02039",
+        needs_labels=False,
+    ),
+    "cwd": MethodInfo(
+        "limbeck.losses.cwd:CWD",
+        "match each channel's distribution over positions",
+        "Shu et al., ICCV 2021, arXiv:2011.13256",
+        needs_labels=False,
+    ),
+    "mgd": MethodInfo(
+        "limbeck.losses.mgd:MGDLoss",
+        "regenerate the teacher's map from a partly masked one",
+        "Yang et al., ECCV 2022, arXiv:2205.01529",
+        needs_labels=False,
+    ),
 }
 
 RESERVED_OPTIONS = ("weight", "warmup_epochs")

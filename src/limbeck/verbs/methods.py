@@ -1,6 +1,7 @@
 """`limbeck methods`: the distillation methods, what each needs, and its options."""
 
 import inspect
+import re
 from typing import Any
 
 from limbeck.errors import UserError
@@ -43,7 +44,8 @@ def _explain(name: str) -> dict[str, Any]:
     from limbeck.losses.build import import_loss
 
     loss = import_loss(specs[0])
-    screen.say(f"{name}\n\n{inspect.getdoc(inspect.getmodule(loss))}\n\n{inspect.getdoc(loss)}\n")
+    module = inspect.getmodule(loss)
+    screen.say("\n\n".join([name, inspect.getdoc(module) or "", *_formulas(module, loss), f"{inspect.getdoc(loss)}\n"]))
     options = {
         parameter.name: parameter.default
         for parameter in inspect.signature(loss).parameters.values()
@@ -51,3 +53,15 @@ def _explain(name: str) -> dict[str, Any]:
     }
     screen.settings(f"Options of {name}, with defaults", options)
     return {"options": options, "needs_labels": loss.needs_labels}
+
+
+def _formulas(module: Any, loss: type) -> list[str]:
+    """What the file's public functions and modules say before their arguments: that is where its formula stands."""
+    texts = []
+    for name, member in vars(module).items():
+        public = inspect.isfunction(member) or inspect.isclass(member)
+        if public and not name.startswith("_") and member.__module__ == module.__name__ and member is not loss:
+            text = re.split(r"\n(?:Args|Returns|Raises):", inspect.getdoc(member) or "")[0].rstrip()
+            if re.search("[=·Σ‖²]", text):
+                texts.append(f"{name}: {text}")
+    return texts
