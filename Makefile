@@ -10,6 +10,8 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# One thread a worker: more threads than cores wait for each other, which makes small networks many times slower.
+test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 	LIMBECK_SHAPE_CHECKS=0 $(BIN)/python -m pytest -n 2 -q -m compile

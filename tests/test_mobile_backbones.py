@@ -136,6 +136,11 @@ def test_labels_cover_neither_each_other_nor_a_point() -> None:
     plt.close(figure)
 
 
+SLOW = pytest.mark.skipif(
+    os.environ.get("LIMBECK_ALL_FAMILIES") != "1", reason="about two minutes; set LIMBECK_ALL_FAMILIES=1"
+)
+
+
 @pytest.fixture(scope="module")
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a whole run whose cells two processes shared, and what those printed."""
@@ -167,6 +172,7 @@ def _start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
+@SLOW
 def test_every_cell_is_trained_once(written: tuple[Path, str]) -> None:
     out, said = written
     cells = sorted(str(path.parent.relative_to(out / "cells")) for path in out.glob("cells/**/summary.json"))
@@ -179,6 +185,7 @@ def test_every_cell_is_trained_once(written: tuple[Path, str]) -> None:
     assert "no_such_network left out" in said
 
 
+@SLOW
 def test_the_table_holds_what_the_cells_measured(written: tuple[Path, str]) -> None:
     out, _ = written
     results, page = json.loads((out / "page.json").read_text()), (out / "page.md").read_text()
@@ -196,6 +203,7 @@ def test_the_table_holds_what_the_cells_measured(written: tuple[Path, str]) -> N
     assert (out / "page.png").stat().st_size > 10_000
 
 
+@SLOW
 def test_cells_of_another_recipe_are_not_mixed(written: tuple[Path, str], data: Path) -> None:
     out, _ = written
     changed = [
