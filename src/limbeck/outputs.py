@@ -1,12 +1,13 @@
 """What any model says about a batch, and what it says about itself.
 
-These types are all that losses, models, tasks and the trainer share. Every intermediate feature is a map
-(B, C, H, W): a vision transformer's patch tokens are a map on their grid, prefix tokens already stripped.
+These types are all that losses, models, tasks and the trainer share; `limbeck.detection` adds those of detectors. Every
+intermediate feature is a map (B, C, H, W): a vision transformer's patch tokens are a map on their grid, prefix tokens
+already stripped.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -79,36 +80,52 @@ class Request:
         levels: names of levels (or of their pre-activation forms), in any order.
         pooled: ask for the vector that enters the classifier.
         final: ask for the last map after the final norm.
+        predictions: of a detector, ask for its scores, boxes and masks before any of them are chosen.
+        regions: of a two-stage detector, ask for its answers on its own proposals and for the way to ask it about others.
+        queries: of a detector with encoder-chosen queries, ask for the way to ask it about given ones.
     """
 
     levels: tuple[str, ...] = ()
     pooled: bool = False
     final: bool = False
+    predictions: bool = False
+    regions: bool = False
+    queries: bool = False
 
     @staticmethod
     def union(requests: Iterable["Request"]) -> "Request":
         """Everything that any of `requests` asks for, so that one forward pass serves all."""
         requests = tuple(requests)
         names = dict.fromkeys(name for request in requests for name in request.levels)
-        return Request(tuple(names), any(r.pooled for r in requests), any(r.final for r in requests))
+        return Request(
+            tuple(names),
+            pooled=any(r.pooled for r in requests),
+            final=any(r.final for r in requests),
+            predictions=any(r.predictions for r in requests),
+            regions=any(r.regions for r in requests),
+            queries=any(r.queries for r in requests),
+        )
+
+
+class Features(Protocol):
+    """What losses on feature maps read, of classifiers and detectors alike."""
+
+    maps: dict[str, Tensor]
+    final: Tensor | None
 
 
 @dataclass
 class Outputs:
-    """What a model says about a batch of images; what was not asked for is absent.
+    """What a classifier says about a batch of images; what was not asked for is absent.
 
     Attributes:
-        logits: (B, K), or (B, Q, K) for detectors.
+        logits: (B, K).
         pooled: (B, D), the vector that enters the classifier.
         maps: the requested feature maps by level name, each (B, C, H, W).
         final: (B, C, H, W), the last map after the final norm.
-        boxes: (B, Q, 4) cx, cy, w, h in [0, 1].
-        masks: (B, Q, H, W) logits.
     """
 
     logits: Tensor
     pooled: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
-    boxes: Tensor | None = None
-    masks: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Detectors and instance segmenters: one interface, one adapter per library."""

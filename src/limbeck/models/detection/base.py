@@ -1,0 +1,61 @@
+"""The one interface behind which every library's detector stands.
+
+A detector takes pictures in [0, 1] that somebody has resized, and normalises for itself; so teacher and student see the
+same picture at the same size, and their maps lie on the same grid.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from limbeck.detection import DetectionOutputs, DetectorFacts, Found, Pictures, Resize, Size, Target
+from limbeck.models.base import Provenance
+from limbeck.outputs import Request
+
+
+class Detector(nn.Module, ABC):
+    """A detector or instance segmenter that can return what it computes on the way.
+
+    Attributes:
+        facts: classes and levels, known before any picture is seen.
+        provenance: licence and source of the weights.
+        rebuild: plain values from which `limbeck.models.detection.door.rebuild` makes the same architecture without
+            weights (written to a run's `model.json`).
+        resize: the size at which it wants to see an image.
+        network: the library's own module, whose tensors are saved.
+    """
+
+    facts: DetectorFacts
+    provenance: Provenance
+    rebuild: dict[str, Any]
+    resize: Resize
+    network: nn.Module
+
+    @abstractmethod
+    def forward(
+        self, pictures: Pictures, targets: Sequence[Target] | None = None, request: Request | None = None
+    ) -> DetectionOutputs:
+        """The losses, if there are targets, and whatever is requested, of one batch; nothing else is computed.
+
+        In training mode the losses, their gradients and the random numbers they draw are exactly those of the
+        library's own training forward on these pictures.
+
+        Args:
+            pictures: already resized; any size.
+            targets: one for each picture; None computes no loss.
+            request: what to return.
+
+        Raises:
+            UserError: a mask is missing that the detector learns from.
+        """
+
+    @abstractmethod
+    def detect(self, pictures: Pictures, sizes: Sequence[Size]) -> list[Found]:
+        """What it finds, as the library's own inference would say, in pixels of images of the given sizes.
+
+        Args:
+            pictures: already resized; any size.
+            sizes: (height, width) of each image before it was resized.
+        """
