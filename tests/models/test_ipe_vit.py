@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import timm
@@ -20,7 +21,7 @@ from limbeck.models.ipe_vit.convolutions import InvertedResidual, depthwise
 from limbeck.models.ipe_vit.embedding import KERNEL, Branch, WholeMap, branch_grid, parse_branches, resized_table
 from limbeck.models.ipe_vit.fusion import PatchFusion
 from limbeck.models.ipe_vit.network import IpeVit, finest_map
-from limbeck.models.ipe_vit.options import POOLINGS
+from limbeck.models.ipe_vit.options import CHOICES
 from limbeck.outputs import Request
 from limbeck.recipe import TrainRecipe
 from limbeck.training.optimisers import make_optimizer
@@ -288,7 +289,7 @@ def test_distilled_averages_two_heads_and_trains_them_apart() -> None:
     assert [tuple(logits.shape) for logits in network(images)] == [(2, 7), (2, 7)]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", CHOICES["pooling"])
 def test_the_pooling_is_what_it_says(pooling: str) -> None:
     network = tiny(pooling=pooling)
     for parameter in network.fusions.parameters():
@@ -429,11 +430,31 @@ def test_weight_decay_spares_positions_and_shares() -> None:
         ({"token_norm": "no"}, "token_norm is 'no'"),
         ({"pooling": "gap", "fusion": "nonsense"}, "fusion is 'nonsense'"),
         ({"branch_map": "halved", "branches": "uniform"}, "nothing for the branch 'uniform'"),
+        ({"branch_map": "third"}, "branch_map is 'third'"),
+        ({"drop_path_rate": 1.0}, "drop_path is 1.0"),
     ],
 )
 def test_impossible_options_are_explained(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         tiny(**options)
+
+
+def test_every_option_that_names_one_of_several_ways_is_checked() -> None:
+    hints = get_type_hints(IpeVit.__init__)
+    assert {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal} == CHOICES
+
+
+@pytest.mark.parametrize(
+    ("name", "drop_path", "said"),
+    [
+        ("limbeck:ipe_vit_75m_32(branch=2)", 0.0, r"no option 'branch'.*Did you mean 'branches'"),
+        ("limbeck:ipe_vit_75m_32(embed_dim='wide')", 0.0, "with embed_dim='wide' it fails"),
+        ("limbeck:ipe_vit_75m_32", -0.1, "drop_path is -0.1"),
+    ],
+)
+def test_impossible_names_are_explained(name: str, drop_path: float, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_model(name, num_classes=3, drop_path=drop_path)
 
 
 def test_a_fusion_that_knows_its_patches_refuses_others() -> None:
@@ -447,9 +468,10 @@ def test_a_batch_of_one_in_training_is_explained() -> None:
     assert tiny(branches="fine", img_size=96).train()(torch.rand(1, 3, 96, 96)).shape == (1, 7)
 
 
-def test_tokens_of_another_size_are_refused_where_their_grids_are_unknown() -> None:
-    network = tiny()
-    with pytest.raises(UserError, match="give 6"):
+@pytest.mark.parametrize(("pooling", "own"), [("apf", 6), ("cls", 7)])
+def test_tokens_of_another_size_are_refused_where_their_grids_are_unknown(pooling: str, own: int) -> None:
+    network = tiny(pooling=pooling)
+    with pytest.raises(UserError, match=f"give {own}\\."):
         network.forward_head(network.forward_features(torch.rand(1, 3, 96, 96)))
 
 

@@ -67,7 +67,7 @@ def create(
         settings["drop_path_rate"] = drop_path
     if input_size is not None and (cfg is None or tuple(cfg.input_size[-2:]) != input_size):
         settings["img_size"] = input_size
-    network, notes = _make(name, text, settings, options, pretrained=pretrained and not options, overlay=overlay)
+    network, notes = make_network(name, text, settings, options, pretrained=pretrained and not options, overlay=overlay)
     if pretrained and options:
         notes += _load_published(network, name, text, num_classes, overlay)
     elif pretrained and num_classes is not None:
@@ -84,6 +84,55 @@ def create(
         if not options:
             raise
         raise bad_options(name, text, options, error) from error
+
+
+def make_network(
+    name: str,
+    text: str,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    pretrained: bool = False,
+    overlay: dict[str, Any] | None = None,
+) -> tuple[Any, list[str]]:
+    """A bare network of timm's, without our interface.
+
+    Args:
+        name: timm's name, with or without a tag.
+        text: the name the user gave, for messages.
+        settings: Limbeck's own, under timm's names; an `img_size` or `drop_path_rate` that the network does not know is
+            taken out.
+        options: those of the model's name.
+        pretrained: with timm's weights for this name.
+        overlay: of timm's `pretrained_cfg`.
+
+    Returns:
+        The network, and notes on what has no effect on it.
+
+    Raises:
+        UserError: an option, the network or its weights cannot be.
+    """
+    notes: list[str] = []
+    while True:
+        try:
+            made = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **settings, **options)
+            return made, notes
+        except UserError:
+            raise
+        except (OSError, *OPTION_ERRORS) as error:
+            unknown = unexpected_argument(error)
+            if unknown in ("img_size", "drop_path_rate") and unknown in settings:
+                del settings[unknown]
+                if unknown == "drop_path_rate":
+                    notes.append(f"drop_path has no effect: {name} has no stochastic depth")
+                continue
+            if pretrained and isinstance(error, OSError | RuntimeError):
+                raise _not_fetched(text, str(error).splitlines()[0]) from error
+            if options:
+                raise bad_options(name, text, options, error) from error
+            if isinstance(error, OSError | RuntimeError):
+                raise UserError(f"timm could not make {text}: {str(error).splitlines()[0]}") from error
+            raise
 
 
 class TimmModel(VisionModel):
@@ -232,39 +281,6 @@ class TimmModel(VisionModel):
         return _level("final", shaped, input_size, "block" if _isotropic(maps) else "stage")
 
 
-def _make(
-    name: str,
-    text: str,
-    settings: dict[str, Any],
-    options: dict[str, Any],
-    *,
-    pretrained: bool = False,
-    overlay: dict[str, Any] | None = None,
-) -> tuple[Any, list[str]]:
-    """The bare network, and notes on those of Limbeck's own settings that it does not have."""
-    notes: list[str] = []
-    while True:
-        try:
-            made = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **settings, **options)
-            return made, notes
-        except UserError:
-            raise
-        except (OSError, *OPTION_ERRORS) as error:
-            unknown = unexpected_argument(error)
-            if unknown in ("img_size", "drop_path_rate") and unknown in settings:
-                del settings[unknown]
-                if unknown == "drop_path_rate":
-                    notes.append(f"drop_path has no effect: {name} has no stochastic depth")
-                continue
-            if pretrained and isinstance(error, OSError | RuntimeError):
-                raise _not_fetched(text, str(error).splitlines()[0]) from error
-            if options:
-                raise bad_options(name, text, options, error) from error
-            if isinstance(error, OSError | RuntimeError):
-                raise UserError(f"timm could not make {text}: {str(error).splitlines()[0]}") from error
-            raise
-
-
 def _load_published(
     network: Any, name: str, text: str, num_classes: int | None, overlay: dict[str, Any] | None
 ) -> list[str]:
@@ -273,7 +289,7 @@ def _load_published(
     timm itself forgives tensors that are missing or left over as soon as the head is replaced, so that a deeper network
     would start half random without a word.
     """
-    published, _ = _make(name, text, {}, {}, pretrained=True, overlay=overlay)
+    published, _ = make_network(name, text, {}, {}, pretrained=True, overlay=overlay)
     try:
         return load_weights(
             network,

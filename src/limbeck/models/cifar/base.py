@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.drop_path import drop_path_rates
 from limbeck.outputs import Level, ModelFacts, Outputs, Request
 
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
@@ -186,19 +187,6 @@ def conv_norm(
     if relu:
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
-
-
-def drop_path_rates(drop_path: float, blocks: int) -> list[float]:
-    """The rate of each residual block, rising linearly from 0 to `drop_path` (Huang et al., 2016).
-
-    Raises:
-        UserError: the rate is outside [0, 1).
-    """
-    if not 0 <= drop_path < 1:
-        raise UserError(
-            f"drop_path is {drop_path}; it is the share of residual branches dropped and must be in [0, 1)."
-        )
-    return [drop_path * index / max(blocks - 1, 1) for index in range(blocks)]
 
 
 def without_drop_path(name: str, drop_path: float) -> list[str]:

@@ -8,7 +8,8 @@ convolutions (also the first, whose expansion is 1), and activations are ReLU ra
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStage, PlainStem, conv_norm, drop_path_rates
+from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStage, PlainStem, conv_norm
+from limbeck.models.drop_path import drop_path_rates
 
 # (expansion, channels at half width, units, stride of the first unit), by the level that they end in
 STAGES = (

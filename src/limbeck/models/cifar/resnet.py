@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStem, Tap, conv_norm, drop_path_rates
+from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStem, Tap, conv_norm
+from limbeck.models.drop_path import drop_path_rates
 
 
 def cifar_resnet(

@@ -6,8 +6,9 @@ Four stages of 256, 512, 1024, 2048 channels at strides 1, 2, 4, 8. The stride s
 
 from torch import nn
 
-from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStem, conv_norm, drop_path_rates
+from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStem, conv_norm
 from limbeck.models.cifar.resnet import ResidualBlock, ResidualStage
+from limbeck.models.drop_path import drop_path_rates
 
 EXPANSION = 4
 

@@ -12,15 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from limbeck.models.cifar.base import (
-    CifarNetwork,
-    PlainLast,
-    PlainStage,
-    PlainStem,
-    conv_norm,
-    drop_path_rates,
-    without_drop_path,
-)
+from limbeck.models.cifar.base import CifarNetwork, PlainLast, PlainStage, PlainStem, conv_norm, without_drop_path
+from limbeck.models.drop_path import drop_path_rates
 
 
 def shufflenetv1(

@@ -5,17 +5,16 @@ and `tokens`, the finest patches after the trunk. `pooled` is the fused vector. 
 gives its maps through timm's interface, but reads no other size than its own.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import timm
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.models import timm_models
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.ipe_vit.checkpoints import checkpoint_filter_fn
-from limbeck.models.ipe_vit.network import IpeVit, finest_map
-from limbeck.models.timm_options import OPTION_ERRORS, bad_options, check_options
+from limbeck.models.ipe_vit.network import IpeVit, average, finest_map
+from limbeck.models.timm_options import check_options
 from limbeck.outputs import Level, ModelFacts, Outputs, Request
 
 TOKENS = "tokens"
@@ -47,18 +46,11 @@ class IpeVitModel(VisionModel):
     ) -> None:
         if num_classes < 1:
             raise UserError(f"{text} was asked for {num_classes} classes; a classifier needs at least 1.")
-        if not 0 <= drop_path < 1:
-            raise UserError(f"drop_path is {drop_path}; it is the share of residual branches dropped, in [0, 1).")
         check_options(options, text)
-        given: dict[str, Any] = options | ({} if input_size is None else {"img_size": input_size})
-        try:
-            network: Any = timm.create_model(name, num_classes=num_classes, drop_path_rate=drop_path, **given)
-        except UserError:
-            raise
-        except OPTION_ERRORS as error:
-            if not options:
-                raise
-            raise bad_options(name, text, options, error) from error
+        settings: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path}
+        if input_size is not None:
+            settings["img_size"] = input_size
+        network, _ = timm_models.make_network(name, text, settings, options)
         cfg = network.pretrained_cfg
         super().__init__(cfg["mean"], cfg["std"], cfg["interpolation"])
         self.network: IpeVit = network
@@ -85,8 +77,8 @@ class IpeVitModel(VisionModel):
         vectors = self.network.fuse(tokens, grids)
         return Outputs(
             # Both classifiers of the distilled form, whatever its switch for loops of one's own says.
-            logits=_mean(self.network.logits_of(vectors)),
-            pooled=_mean(vectors) if request.pooled else None,
+            logits=average(self.network.logits_of(vectors)),
+            pooled=average(vectors) if request.pooled else None,
             maps={name: maps[key] for name, key in zip(request.levels, kept, strict=True)},
             final=finest_map(tokens, grids[-1]) if request.final else None,
         )
@@ -94,10 +86,6 @@ class IpeVitModel(VisionModel):
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights made for another image size, resized to this one."""
         return checkpoint_filter_fn(state, self.network)
-
-
-def _mean(vectors: Sequence[Tensor]) -> Tensor:
-    return vectors[0] if len(vectors) == 1 else (vectors[0] + vectors[1]) / 2
 
 
 def _facts(text: str, network: IpeVit) -> ModelFacts:

@@ -6,7 +6,6 @@ together with hard activations: Howard et al., 2019, arXiv:1905.02244. Numbers a
 
 from collections.abc import Callable
 
-import torch
 from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
@@ -91,8 +90,3 @@ def init_convolutions(module: nn.Module) -> None:
             nn.init.normal_(part.weight, std=(2.0 / fan_out) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.BatchNorm2d):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
-            assert part.running_mean is not None
-            torch.nn.init.zeros_(part.running_mean)

@@ -5,7 +5,7 @@ residual and squeeze-and-excitation blocks that differ in stride give 7x7, 4x4 a
 the paper's; kernels, expansion and the shared stem before the branches are inferred.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from torchvision.ops import Conv2dNormActivation
 
 from limbeck.errors import UserError
 from limbeck.models.ipe_vit.convolutions import InvertedResidual, depthwise, separable
+from limbeck.models.ipe_vit.options import BranchBlock, GlobalReduction
 
 Grid = tuple[int, int]
-BranchBlock = Literal["ir_se", "ir", "plain", "separable"]
-GlobalReduction = Literal["full", "pool"]
 
 KERNEL = 5
 EXPANSION = 4
@@ -136,7 +135,7 @@ class Branch(nn.Module):
         elif block in ("plain", "separable"):
             # A dense kernel over the whole map would have more weights than the rest of the network.
             self.body = separable(in_channels, dim, spatial(in_channels), None)
-        elif block in ("ir", "ir_se"):
+        else:
             self.body = InvertedResidual(
                 in_channels,
                 dim,
@@ -145,8 +144,6 @@ class Branch(nn.Module):
                 keeps_grid=scale.stride == 1,
                 squeeze=block == "ir_se",
             )
-        else:
-            raise UserError(f"branch_block is {block!r}; it must be 'ir_se', 'ir', 'plain' or 'separable'.")
 
     def forward(self, map_: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, h, w)."""

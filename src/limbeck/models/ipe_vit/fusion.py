@@ -5,16 +5,13 @@ image. That the product weighs a sum over the patches, and the three readings of
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.ipe_vit.embedding import Grid, resized_table
-
-Reading = Literal["token", "token_se", "pooled"]
-Squash = Literal["sigmoid", "softmax"]
+from limbeck.models.ipe_vit.options import Reading, Squash
 
 
 class PatchFusion(nn.Module):
@@ -34,9 +31,6 @@ class PatchFusion(nn.Module):
             two know N and can read no image with more or fewer patches.
         squash: a = 2 sigmoid(s), or a = N softmax(s) over the patches.
         renormalise: divide the weights by their sum.
-
-    Raises:
-        UserError: an option is unknown.
     """
 
     def __init__(
@@ -51,11 +45,7 @@ class PatchFusion(nn.Module):
         renormalise: bool = False,
     ) -> None:
         super().__init__()
-        if reading not in ("token", "token_se", "pooled"):
-            raise UserError(f"fusion is {reading!r}; it must be 'token', 'token_se' or 'pooled'.")
-        if squash not in ("sigmoid", "softmax"):
-            raise UserError(f"fusion_squash is {squash!r}; it must be 'sigmoid' or 'softmax'.")
-        self.dim, self.reading, self.squash, self.renormalise = dim, reading, squash, renormalise
+        self.reading, self.squash, self.renormalise = reading, squash, renormalise
         self.tokens = sum(height * width for height, width in grids)
         self.dynamic_size = False
         self.global_weights = (

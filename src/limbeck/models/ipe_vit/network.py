@@ -10,7 +10,7 @@ patches; the order changes nothing else. The class speaks timm's dialect (`forwa
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -18,24 +18,32 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import UserError
+from limbeck.models.drop_path import drop_path_rates
 from limbeck.models.ipe_vit.checkpoints import checkpoint_filter_fn as checkpoint_filter_fn
 from limbeck.models.ipe_vit.convolutions import init_convolutions
 from limbeck.models.ipe_vit.embedding import (
     Branch,
-    BranchBlock,
-    GlobalReduction,
     Grid,
     WholeMap,
     branch_grid,
     halving,
     parse_branches,
 )
-from limbeck.models.ipe_vit.fusion import PatchFusion, Reading, Squash
-from limbeck.models.ipe_vit.options import check_options
-from limbeck.models.ipe_vit.positions import PositionKind, Positions
-from limbeck.models.ipe_vit.stem import Stem, StemKind
+from limbeck.models.ipe_vit.fusion import PatchFusion
+from limbeck.models.ipe_vit.options import (
+    BranchBlock,
+    BranchMap,
+    GlobalReduction,
+    Pooling,
+    PositionKind,
+    Reading,
+    Squash,
+    StemOption,
+    check_options,
+)
+from limbeck.models.ipe_vit.positions import Positions
+from limbeck.models.ipe_vit.stem import Stem
 
-Pooling = Literal["cls", "gap", "global", "adaptive", "apf"]
 _norm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -91,12 +99,12 @@ class IpeVit(nn.Module):
         depth: int = 6,
         head_dim: int = 32,
         mlp_ratio: float = 4.0,
-        stem: StemKind | Literal["patchify"] = "mobilenetv3",
+        stem: StemOption = "mobilenetv3",
         stem_stride: int = 16,
         branches: str = "fine+mid+global",
         branch_block: BranchBlock = "ir_se",
         branch_expansion: float = 4.0,
-        branch_map: Literal["stem", "halved"] = "stem",
+        branch_map: BranchMap = "stem",
         global_reduction: GlobalReduction = "full",
         token_norm: bool = True,
         positions: PositionKind = "learned",
@@ -155,9 +163,9 @@ class IpeVit(nn.Module):
         self.token_norm = nn.LayerNorm(embed_dim) if token_norm else nn.Identity()
         self.positions = Positions(embed_dim, self.grids, positions)
         heads = embed_dim // head_dim
-        rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=_norm) for rate in rates
+            Block(embed_dim, heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=_norm)
+            for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = _norm(embed_dim)
         self.pooling = pooling
@@ -251,14 +259,15 @@ class IpeVit(nn.Module):
         Raises:
             UserError: they are those of another size, whose grids are not known here.
         """
-        own = sum(height * width for height, width in self.grids) + (self.cls_token is not None)
+        height, width = self.grids[-1]
+        own = self.num_prefix_tokens + height * width
         if tokens.shape[1] != own:
             raise UserError(
                 f"{tokens.shape[1]} tokens cannot be fused: images of {self.img_size[0]}x{self.img_size[1]} pixels, for "
                 f"which this network was made, give {own}. Call the network itself, which knows the image's size."
             )
         vectors = self.fuse(tokens, self.grids)
-        return sum(vectors) / len(vectors) if pre_logits else self.classify(vectors)
+        return average(vectors) if pre_logits else self.classify(vectors)
 
     def forward_intermediates(
         self,
@@ -352,9 +361,9 @@ class IpeVit(nn.Module):
     def classify(self, vectors: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, K) from `fuse`'s vectors; both classifiers' where `set_distilled_training` is on."""
         logits = self.logits_of(vectors)
-        if len(logits) == 1:
-            return logits[0]
-        return (logits[0], logits[1]) if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
+        if len(logits) == 2 and self.distilled_training and self.training:
+            return logits[0], logits[1]
+        return average(logits)
 
     def _feature_info(self) -> list[dict[str, Any]]:
         blocks = [
@@ -382,6 +391,11 @@ class IpeVit(nn.Module):
                 module.init_weights()
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
+
+
+def average(of_classifiers: Sequence[Tensor]) -> Tensor:
+    """Of one or two classifiers, the average of their logits (B, K) or of the vectors (B, D) that they read."""
+    return of_classifiers[0] if len(of_classifiers) == 1 else (of_classifiers[0] + of_classifiers[1]) / 2
 
 
 def finest_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -1,21 +1,30 @@
 """What the network's options may be, checked before anything is made of them."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from limbeck.errors import UserError
 
-POOLINGS = ("cls", "gap", "global", "adaptive", "apf")
-CHOICES = {
-    "stem": ("mobilenetv3", "separable", "residual", "patchify"),
-    "branch_block": ("ir_se", "ir", "plain", "separable"),
-    "branch_map": ("stem", "halved"),
-    "global_reduction": ("full", "pool"),
-    "positions": ("none", "learned", "sincos"),
-    "pooling": POOLINGS,
-    "fusion": ("token", "token_se", "pooled"),
-    "fusion_squash": ("sigmoid", "softmax"),
+StemKind = Literal["mobilenetv3", "separable", "residual"]
+StemOption = Literal[StemKind, "patchify"]
+BranchBlock = Literal["ir_se", "ir", "plain", "separable"]
+BranchMap = Literal["stem", "halved"]
+GlobalReduction = Literal["full", "pool"]
+PositionKind = Literal["none", "learned", "sincos"]
+Pooling = Literal["cls", "gap", "global", "adaptive", "apf"]
+Reading = Literal["token", "token_se", "pooled"]
+Squash = Literal["sigmoid", "softmax"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "stem": get_args(StemOption),
+    "branch_block": get_args(BranchBlock),
+    "branch_map": get_args(BranchMap),
+    "global_reduction": get_args(GlobalReduction),
+    "positions": get_args(PositionKind),
+    "pooling": get_args(Pooling),
+    "fusion": get_args(Reading),
+    "fusion_squash": get_args(Squash),
 }
-"""The options that name one of several ways."""
+"""The options that name one of several ways. Refused here if unknown, so that the parts need not ask again."""
 
 
 def check_options(options: dict[str, Any]) -> None:

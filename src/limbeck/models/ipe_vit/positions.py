@@ -4,7 +4,6 @@ The IPE paper compares settings and reports small differences; which ones is not
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.ipe_vit.embedding import Grid, resized_table
-
-PositionKind = Literal["none", "learned", "sincos"]
+from limbeck.models.ipe_vit.options import PositionKind
 
 
 class Positions(nn.Module):
@@ -26,13 +24,11 @@ class Positions(nn.Module):
             own grid.
 
     Raises:
-        UserError: the kind is unknown, or `sincos` is asked for a width that is no multiple of 4.
+        UserError: `sincos` is asked for a width that is no multiple of 4.
     """
 
     def __init__(self, dim: int, grids: Sequence[Grid], kind: PositionKind = "learned") -> None:
         super().__init__()
-        if kind not in ("none", "learned", "sincos"):
-            raise UserError(f"positions is {kind!r}; it must be 'none', 'learned' or 'sincos'.")
         self.dynamic_size = False
         if kind == "sincos":
             if dim % 4:

@@ -6,15 +6,14 @@ arXiv:1905.02244. `residual` is our own: dense strided convolutions between stag
 have no squeeze-and-excitation, and small images are reduced early, so that most of the work is done on few, wide cells.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from limbeck.errors import UserError
 from limbeck.models.ipe_vit.convolutions import Activation, InvertedResidual, depthwise, rounded_width, separable
-
-StemKind = Literal["mobilenetv3", "separable", "residual"]
+from limbeck.models.ipe_vit.options import StemKind
 
 
 class Row(NamedTuple):
@@ -62,7 +61,7 @@ class Stem(nn.Module):
             each inverted residual of the first, and no squeeze-and-excitation.
 
     Raises:
-        UserError: the kind, the width or the stride is out of range.
+        UserError: the width or the stride is out of range.
     """
 
     def __init__(
@@ -73,8 +72,6 @@ class Stem(nn.Module):
             raise UserError(f"stem_stride is {stride}; it must be one of {', '.join(map(str, STRIDES))}.")
         if not width > 0:
             raise UserError(f"width is {width}; it multiplies the stem's channels and must be above 0.")
-        if kind not in ("mobilenetv3", "separable", "residual"):
-            raise UserError(f"stem is {kind!r}; it must be 'mobilenetv3', 'separable', 'residual' or 'patchify'.")
         kept = _HALVINGS["early" if kind == "residual" else "late"][stride]
         steps = [2 if index in kept else 1 for index in range(len(STAGES))]
         channels = rounded_width((RESIDUAL_STAGES[0][0] if kind == "residual" else FIRST_CHANNELS) * width)
@@ -85,9 +82,10 @@ class Stem(nn.Module):
         for index in range(len(STAGES)):
             # The first stage works on the grid that the first convolution leaves.
             step = steps[index] if index else 1
-            stage, channels = (_residual_stage if kind == "residual" else _mobile_stage)(
-                kind, index, channels, width, step
-            )
+            if kind == "residual":
+                stage, channels = _residual_stage(index, channels, width, step)
+            else:
+                stage, channels = _mobile_stage(kind, index, channels, width, step)
             stages.append(stage)
             self.channels.append(channels)
             self.strides.append((self.strides[-1] if index else steps[0]) * step)
@@ -129,7 +127,7 @@ def _unit(
     )
 
 
-def _residual_stage(kind: StemKind, index: int, channels: int, width: float, step: int) -> tuple[nn.Sequential, int]:
+def _residual_stage(index: int, channels: int, width: float, step: int) -> tuple[nn.Sequential, int]:
     base, blocks = RESIDUAL_STAGES[index]
     out_channels = rounded_width(base * width)
     units: list[nn.Module] = []
