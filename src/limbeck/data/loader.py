@@ -132,7 +132,7 @@ class EpochSampler(Sampler[list[Item]]):
             yield items
 
 
-class ResumableLoader(DataLoader[Batch]):
+class ResumableLoader(DataLoader[Any]):
     """A DataLoader over an `EpochSampler` that can go on within an epoch.
 
     Call `set_epoch` before each epoch (Lightning does). The trainer sets `batches_done` after each step; the loader
@@ -144,7 +144,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     batches_done: int
 
-    def __init__(self, dataset: ViewDataset, sampler: EpochSampler, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=sampler, **options)
         self.epoch_sampler = sampler
         self.batches_done = 0
@@ -209,7 +209,7 @@ def make_train_loader(
     )
     views = ViewDataset(dataset.train, view, seed)
     return ResumableLoader(
-        views, sampler, **_process_options(dataset.train, dataset.native_size, num_workers, pin_memory)
+        views, sampler, **process_options(dataset.train, dataset.native_size, num_workers, pin_memory)
     )
 
 
@@ -251,7 +251,7 @@ def make_val_loader(
     )
     views = ViewDataset(dataset.val, view, seed=0)
     return DataLoader(
-        views, batch_sampler=sampler, **_process_options(dataset.val, dataset.native_size, num_workers, pin_memory)
+        views, batch_sampler=sampler, **process_options(dataset.val, dataset.native_size, num_workers, pin_memory)
     )
 
 
@@ -267,12 +267,11 @@ def default_workers(source: ImageSource, native_size: tuple[int, int]) -> int:
     return 0 if small else min(8, _processors())
 
 
-def _process_options(
+def process_options(
     source: ImageSource, native_size: tuple[int, int], num_workers: int | Literal["auto"], pin_memory: bool | None
 ) -> dict[str, Any]:
-    small = source.in_memory and len(source) <= SMALL_SET and max(native_size) <= 64
-    automatic = 0 if small else min(8, _processors())
-    workers = automatic if num_workers == "auto" else int(num_workers)
+    """What a `DataLoader` is told about processes and memory; arguments as for `make_train_loader`."""
+    workers = default_workers(source, native_size) if num_workers == "auto" else int(num_workers)
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from limbeck.data.base import ImageSource
 from limbeck.data.detection.masks import Segment, decode_segment
+from limbeck.data.split import SubsetSource
 from limbeck.errors import UserError
 
 
@@ -29,6 +29,7 @@ class Objects:
         area: (N,) float32 in pixels, which sorts objects into small, medium and large: the file's own where it gives
             one, else the mask's, else the box's.
         segments: the N masks as they are stored, or None where the source has boxes only.
+        scores: (N,) float32 in [0, 1], how sure a teacher was of its labels; None for true labels.
     """
 
     boxes: NDArray[np.float32]
@@ -36,6 +37,7 @@ class Objects:
     is_crowd: NDArray[np.bool_]
     area: NDArray[np.float32]
     segments: tuple[Segment, ...] | None = None
+    scores: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +62,11 @@ class Objects:
         for mask, segment in zip(masks, self.segments, strict=True):
             mask[:] = decode_segment(segment, height, width)
         return masks
+
+
+def no_objects() -> Objects:
+    """What is known of an image that nobody has annotated, or that shows nothing."""
+    return Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.float32))
 
 
 class SceneSource(ImageSource):
@@ -98,23 +105,15 @@ class SceneSource(ImageSource):
         return of_classes, empty
 
 
-class SceneSubset(SceneSource):
-    """Some images of a source, in the order of `indices`."""
+class SceneSubset(SubsetSource, SceneSource):
+    """Some scenes of a source, in the order of `indices`."""
+
+    source: SceneSource
 
     def __init__(self, source: SceneSource, indices: NDArray[np.int64] | Sequence[int]) -> None:
-        chosen = np.asarray(indices, dtype=np.int64)
-        self.source: SceneSource = source.source if isinstance(source, SceneSubset) else source
-        self.indices: NDArray[np.int64] = source.indices[chosen] if isinstance(source, SceneSubset) else chosen
+        super().__init__(source, np.asarray(indices, dtype=np.int64))
         self.class_names = source.class_names
         self.has_masks = source.has_masks
-        self.in_memory = source.in_memory
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> Image.Image:
-        """The image as 8-bit RGB."""
-        return self.source.read(int(self.indices[index]))
 
     def objects(self, index: int) -> Objects:
         """As in the whole source."""
@@ -127,10 +126,6 @@ class SceneSubset(SceneSource):
     def size(self, index: int) -> tuple[int, int]:
         """(height, width), as in the whole source."""
         return self.source.size(int(self.indices[index]))
-
-    def describe(self, index: int) -> str:
-        """As in the whole source."""
-        return self.source.describe(int(self.indices[index]))
 
 
 @dataclass

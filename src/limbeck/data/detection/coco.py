@@ -1,5 +1,7 @@
 """COCO's annotation files: boxes with polygons, run lengths (compressed or not) and crowds.
 
+An annotation's `score`, which COCO's results have and its truth has not, says how sure a teacher was of a pseudo-label.
+
 Sparse category ids become 0 to K - 1 in the order of the ids. The split is, in this order: a second pair of file and
 folder; the field `source_split` of the images, where every image has it and its values begin with train and val; or
 one made by image id.
@@ -130,6 +132,10 @@ def _add_annotation(
     if area is not None and not _is_number(area):
         problems.add("bad area", f"{where}: its area is {area!r}")
         return
+    score = entry.get("score")
+    if score is not None and not _is_number(score):
+        problems.add("bad score", f"{where}: its score is {score!r}")
+        return
     builder.add_object(
         image_id,
         where,
@@ -138,6 +144,7 @@ def _add_annotation(
         segment=entry.get("segmentation"),
         is_crowd=bool(entry.get("iscrowd", 0)),
         area=area,
+        score=score,
     )
 
 

@@ -1,14 +1,17 @@
 """The one door to scenes: a name becomes `Scenes`, split, checked and recorded."""
 
+from pathlib import Path
+
 import numpy as np
 
 from limbeck.data.decode import find_bad_images
 from limbeck.data.detection.base import Scenes, SceneSource, SceneSubset, split_scenes
 from limbeck.data.detection.coco import open_coco
-from limbeck.data.detection.names import check_scenes_name
+from limbeck.data.detection.names import KNOWN_SCENES, check_scenes_name
 from limbeck.data.detection.opened import Opened
 from limbeck.data.detection.problems import BadImages
 from limbeck.data.detection.shapes import open_shapes
+from limbeck.data.detection.unlabelled import open_unlabelled
 from limbeck.data.detection.voc import open_voc
 from limbeck.data.detection.yolo import open_yolo
 from limbeck.errors import UserError
@@ -32,9 +35,12 @@ def open_scenes(name: str, *, val_fraction: float = 0.1, split_seed: int = 0, ba
         DataNotFoundError: (a UserError and a FileNotFoundError) a file or folder is not there.
         UserError: the data cannot be used; the message names the file, the image and the annotation.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; it must be between 0 and 1, both excluded.")
     parsed = check_scenes_name(name)
+    if parsed.kind == "images":
+        raise UserError(
+            f"{name} is a folder of images without boxes, which only a teacher's labels can make into something to learn "
+            f"from. Name annotated data: {KNOWN_SCENES}."
+        )
     if parsed.kind == "shapes":
         opened = open_shapes(**parsed.options)
     elif parsed.kind == "coco":
@@ -45,6 +51,56 @@ def open_scenes(name: str, *, val_fraction: float = 0.1, split_seed: int = 0, ba
         opened = open_yolo(parsed.paths[0], bad_images)
     if bad_images == "skip" and parsed.kind != "shapes":
         _skip_bad_images(opened)
+    return _make_scenes(opened, name, val_fraction, split_seed)
+
+
+def open_unlabelled_scenes(name: str, *, bad_images: BadImages = "stop") -> Opened:
+    """Open a folder of images without boxes, for a teacher to label.
+
+    Args:
+        name: the folder; images at any depth count.
+        bad_images: as in `open_scenes`.
+
+    Returns:
+        All images as `train`, without objects, classes or a validation set.
+
+    Raises:
+        UserError: the name is none of a folder that is there, or the folder holds no images.
+    """
+    parsed = check_scenes_name(name)
+    if parsed.kind != "images":
+        raise UserError(f"Data {name!r} has boxes of its own. Give a folder of images without boxes.")
+    opened = open_unlabelled(parsed.paths[0])
+    if bad_images == "skip":
+        _skip_bad_images(opened)
+    return opened
+
+
+def open_pseudo_labels(file: Path, folder: Path, *, val_fraction: float = 0.1, split_seed: int = 0) -> Scenes:
+    """Open images with the labels that `limbeck.data.detection.pseudo_labels.write_pseudo_labels` wrote.
+
+    Args:
+        file: the labels.
+        folder: of the images.
+        val_fraction, split_seed: as in `open_scenes`.
+
+    Returns:
+        The scenes, called by the folder; their objects have scores.
+
+    Raises:
+        UserError: an image is gone or changed, or fewer than two images have labels.
+    """
+    opened = open_coco((file, folder), "stop")
+    opened.record["kind"] = "pseudo_labels"
+    opened.notes.append(
+        "The validation images carry the teacher's labels too: scores on them say how well the student agrees with it."
+    )
+    return _make_scenes(opened, str(folder), val_fraction, split_seed)
+
+
+def _make_scenes(opened: Opened, name: str, val_fraction: float, split_seed: int) -> Scenes:
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}; it must be between 0 and 1, both excluded.")
     train, val = _split(opened, name, val_fraction, split_seed)
     has_masks = train.has_masks and val.has_masks
     if train.has_masks != val.has_masks:

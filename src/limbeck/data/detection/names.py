@@ -9,11 +9,11 @@ from limbeck.call_text import parse_options, split_call
 from limbeck.data.names import DataNotFoundError
 from limbeck.errors import UserError
 
-SceneKind = Literal["coco", "voc", "yolo", "shapes"]
+SceneKind = Literal["coco", "voc", "yolo", "shapes", "images"]
 
 KNOWN_SCENES = (
     "shapes, coco:ANNOTATIONS.json,IMAGES, coco:TRAIN.json,TRAIN_IMAGES,VAL.json,VAL_IMAGES, voc:FOLDER, yolo:FOLDER "
-    "or yolo:DATA.yaml"
+    "or yolo:DATA.yaml; or, for a teacher to label, a folder of images"
 )
 SHAPES_OPTIONS = ("train", "val", "size", "seed")
 
@@ -38,7 +38,7 @@ def check_scenes_name(text: str) -> ScenesName:
 
     Args:
         text: shapes, or shapes(train=400, val=100, size=128, seed=0) | coco:ANNOTATIONS.json,IMAGES, and perhaps
-            ,VAL.json,VAL_IMAGES | voc:FOLDER | yolo:FOLDER or yolo:DATA.yaml.
+            ,VAL.json,VAL_IMAGES | voc:FOLDER | yolo:FOLDER or yolo:DATA.yaml | a folder of images without boxes.
 
     Raises:
         DataNotFoundError: (a UserError and a FileNotFoundError) a file or folder is not there.
@@ -46,9 +46,14 @@ def check_scenes_name(text: str) -> ScenesName:
     """
     if text.split("(")[0].strip() == "shapes":
         return ScenesName("shapes", options=_shapes_options(text))
+    if text.strip() and (folder := Path(text).expanduser()).is_dir():
+        _check_folder(folder, text)
+        return ScenesName("images", (folder,))
     kind, colon, rest = text.partition(":")
     if not colon or kind not in ("coco", "voc", "yolo"):
-        raise UserError(f"Data {text!r} is no set of images with boxes. It may be {KNOWN_SCENES}.")
+        raise UserError(
+            f"Data {text!r} is no set of images with boxes, nor a folder that is there. It may be {KNOWN_SCENES}."
+        )
     parts = [part.strip() for part in rest.split(",")] if kind == "coco" else [rest.strip()]
     if not all(parts) or (kind == "coco" and len(parts) not in (2, 4)):
         raise UserError(

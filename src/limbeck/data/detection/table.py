@@ -24,7 +24,9 @@ _ROUNDING = 1e-6  # pixels; sums of shares of the image's sides miss its border 
 class SceneTable(SceneSource):
     """Image files under one folder with their objects; made by `TableBuilder`."""
 
-    def __init__(self, root: Path, class_names: tuple[str, ...], images: "list[_Image]", has_masks: bool) -> None:
+    def __init__(
+        self, root: Path, class_names: tuple[str, ...], images: "list[_Image]", has_masks: bool, has_scores: bool
+    ) -> None:
         self.root = str(root)
         self.class_names = class_names
         self.has_masks = has_masks
@@ -39,6 +41,7 @@ class SceneTable(SceneSource):
         self._labels = np.array([row.label for row in rows], dtype=np.int64)
         self._is_crowd = np.array([row.is_crowd for row in rows], dtype=bool)
         self._area = np.array([row.area for row in rows], dtype=np.float32)
+        self._scores = np.array([row.score for row in rows], dtype=np.float32) if has_scores else None
         texts = [json.dumps(row.segment).encode() for row in rows] if has_masks else []
         self._segments = np.frombuffer(b"".join(texts), dtype=np.uint8)
         self._segment_starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
@@ -73,6 +76,7 @@ class SceneTable(SceneSource):
             self._is_crowd[own].copy(),
             self._area[own].copy(),
             segments,
+            None if self._scores is None else self._scores[own].copy(),
         )
 
     def image_id(self, index: int) -> int | str:
@@ -148,6 +152,7 @@ class TableBuilder:
         segment: Any = None,
         is_crowd: bool = False,
         area: float | None = None,
+        score: float | None = None,
     ) -> None:
         """Check an object and add it to its image, or count what is wrong with it.
 
@@ -159,6 +164,7 @@ class TableBuilder:
             segment: polygons or RLE; None or an empty list where there is no mask.
             is_crowd: as in `Objects`.
             area: in pixels; None for the mask's, or the box's.
+            score: how sure a teacher was of it; None for a true label.
         """
         image = self.images[image_id]
         segment = segment or None
@@ -178,12 +184,16 @@ class TableBuilder:
         if not math.isfinite(area) or area < 0:
             self.problems.add("bad area", f"{where}: its area is {area}")
             return
-        image.rows.append(_Row(clipped, label, is_crowd, area, segment))
+        if score is not None and not 0 <= score <= 1:
+            self.problems.add("bad score", f"{where}: its score is {score}, not from 0 to 1")
+            return
+        image.rows.append(_Row(clipped, label, is_crowd, area, segment, score))
 
     def build(self) -> SceneTable:
         """The table of all images that were added, in the order in which they were.
 
-        It has masks where every object has one; a crowd without one takes its whole box.
+        It has masks where every object has one; a crowd without one takes its whole box. It has scores where any
+        object has one; the others are then sure.
         """
         rows = [row for image in self.images.values() for row in image.rows]
         single = [row for row in rows if not row.is_crowd]
@@ -201,7 +211,12 @@ class TableBuilder:
                 f"{without} of {len(single)} objects have no mask, so the set is used for boxes only. Complete or remove "
                 "them to use the masks."
             )
-        return SceneTable(self.root, self.class_names, list(self.images.values()), has_masks)
+        scored = [row for row in single if row.score is not None]
+        if scored:
+            for row in rows:
+                row.score = 1.0 if row.score is None else row.score
+            self.notes.append(f"{len(scored)} of {len(single)} objects carry a score, by which they are weighted.")
+        return SceneTable(self.root, self.class_names, list(self.images.values()), has_masks, bool(scored))
 
     def _clip(self, box: Box, where: str, image: "_Image") -> Box | None:
         shown = f"[{', '.join(f'{value:g}' for value in box)}] (x1, y1, x2, y2)"
@@ -246,10 +261,11 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 class _Row:
-    __slots__ = ("area", "box", "is_crowd", "label", "segment")
+    __slots__ = ("area", "box", "is_crowd", "label", "score", "segment")
 
-    def __init__(self, box: Box, label: int, is_crowd: bool, area: float, segment: Any) -> None:
-        self.box, self.label, self.is_crowd, self.area, self.segment = box, label, is_crowd, area, segment
+    def __init__(self, box: Box, label: int, is_crowd: bool, area: float, segment: Any, score: float | None) -> None:
+        self.box, self.label, self.is_crowd, self.area = box, label, is_crowd, area
+        self.segment, self.score = segment, score
 
 
 class _Image:
