@@ -43,6 +43,11 @@ class Pictures:
         """(height, width) with the padding."""
         return int(self.images.shape[-2]), int(self.images.shape[-1])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
     def inside(self) -> Tensor:
         """(B, H, W) bool: the images' own areas."""
         height, width = self.size
@@ -54,6 +59,10 @@ class Pictures:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Pictures":
         """The same on another device."""
         return Pictures(self.images.to(device, non_blocking=non_blocking), self.sizes)
+
+    def pin_memory(self) -> "Pictures":
+        """The same in page-locked memory, as loaders ask for it."""
+        return Pictures(self.images.pin_memory(), self.sizes)
 
     def first(self, count: int) -> "Pictures":
         """The first `count` images."""
@@ -81,13 +90,15 @@ class Target:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Target":
         """The same on another device."""
-        moved = (
-            None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-            for tensor in (self.masks, self.scores)
-        )
-        return Target(
-            self.boxes.to(device, non_blocking=non_blocking), self.labels.to(device, non_blocking=non_blocking), *moved
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Target":
+        """The same in page-locked memory, as loaders ask for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Target":
+        masks, scores = (None if part is None else change(part) for part in (self.masks, self.scores))
+        return Target(change(self.boxes), change(self.labels), masks, scores)
 
 
 @dataclass
@@ -228,6 +239,7 @@ class DetectorFacts(ModelFacts):
         num_queries: Q of its predictions; None where that depends on the picture.
         corner_bins: bins of each box side's distribution; None of heads that give one number a side.
         corner_scale: what the bins mean (D-FINE's `up` and `reg_scale`); pairs whose scales differ cannot be compared.
+        reads_queries: it can be asked about another's queries (`DetectionOutputs.tokens` and `read_queries`).
     """
 
     class_names: tuple[str, ...]
@@ -237,6 +249,7 @@ class DetectorFacts(ModelFacts):
     num_queries: int | None = None
     corner_bins: int | None = None
     corner_scale: tuple[float, ...] | None = None
+    reads_queries: bool = False
 
 
 def pad(images: Sequence[Tensor], divisor: int = 32) -> Pictures:

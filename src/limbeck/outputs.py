@@ -7,7 +7,7 @@ already stripped.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -81,7 +81,8 @@ class Request:
         pooled: ask for the vector that enters the classifier.
         final: ask for the last map after the final norm.
         predictions: of a detector, ask for its scores, boxes and masks before any of them are chosen.
-        regions: of a two-stage detector, ask for its answers on its own proposals and for the way to ask it about others.
+        regions: of a two-stage detector, ask for its answers on its own proposals.
+        read_regions: of a two-stage detector, ask for the way to ask it about others' proposals.
         queries: of a detector with encoder-chosen queries, ask for the way to ask it about given ones.
     """
 
@@ -90,6 +91,7 @@ class Request:
     final: bool = False
     predictions: bool = False
     regions: bool = False
+    read_regions: bool = False
     queries: bool = False
 
     @staticmethod
@@ -103,10 +105,12 @@ class Request:
             final=any(r.final for r in requests),
             predictions=any(r.predictions for r in requests),
             regions=any(r.regions for r in requests),
+            read_regions=any(r.read_regions for r in requests),
             queries=any(r.queries for r in requests),
         )
 
 
+@runtime_checkable
 class Features(Protocol):
     """What losses on feature maps read, of classifiers and detectors alike."""
 

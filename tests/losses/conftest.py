@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from limbeck.outputs import Level, ModelFacts, Outputs, Request
+from limbeck.detection import DetectionOutputs, DetectorFacts
+from limbeck.outputs import Level, LevelKind, ModelFacts, Outputs, Request
 
 MakeFacts = Callable[..., ModelFacts]
+MakeDetector = Callable[..., DetectorFacts]
 MakeOutputs = Callable[..., Outputs]
 
 
@@ -49,6 +51,68 @@ def _outputs(
         maps={n: random(batch, facts.level(n).channels, *facts.level(n).grid) for n in request.levels},
         final=random(batch, facts.final.channels, *facts.final.grid) if request.final and facts.final else None,
     )
+
+
+def _detector(
+    name: str = "detector",
+    strides: tuple[int, ...] = (8, 16, 32),
+    channels: int = 8,
+    kind: LevelKind = "fpn",
+    family: str = "dense",
+    size: tuple[int, int] = (64, 96),
+    class_names: tuple[str, ...] = ("cat", "dog", "bird"),
+    **more: object,
+) -> DetectorFacts:
+    """Levels `p0`, `p1`, ... of the given strides; of kind `block` with a final map."""
+    levels = tuple(
+        Level(f"p{i}", channels, stride, (-(-size[0] // stride), -(-size[1] // stride)), kind)
+        for i, stride in enumerate(strides)
+    )
+    return DetectorFacts(
+        name,
+        len(class_names),
+        size,
+        levels,
+        0,
+        levels[-1] if kind == "block" else None,
+        class_names=class_names,
+        family=family,
+        scores="sigmoid" if family == "dense" else "softmax",
+        **more,
+    )
+
+
+def _seen(
+    facts: DetectorFacts,
+    request: Request,
+    size: tuple[int, int] = (96, 128),
+    batch: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> DetectionOutputs:
+    """Random maps, with gradient, of padded pictures of (height, width), whatever size the facts were measured at."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(level: Level) -> torch.Tensor:
+        shape = (batch, level.channels, -(-size[0] // level.stride), -(-size[1] // level.stride))
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return DetectionOutputs(
+        size,
+        (size,) * batch,
+        maps={name: random(facts.level(name)) for name in request.levels},
+        final=random(facts.final) if request.final and facts.final else None,
+    )
+
+
+@pytest.fixture
+def detector() -> MakeDetector:
+    return _detector
+
+
+@pytest.fixture
+def seen() -> Callable[..., DetectionOutputs]:
+    return _seen
 
 
 @pytest.fixture

@@ -320,23 +320,6 @@ def test_levels_without_pairs(plain, pyramid) -> None:
     assert pairs_of(MGDLoss(cifar, swin)) == [("stages.2", "stages.2")]
 
 
-def test_levels_of_detectors_are_paired_by_stride_and_mgd_masks_their_positions(pyramid) -> None:
-    def detector(name: str, grids: tuple[int, ...]):
-        facts = pyramid(name, channels=(4,) * len(grids), grids=grids, side=64)
-        return replace(facts, levels=tuple(replace(level, kind="fpn") for level in facts.levels))
-
-    small, large = detector("small", (4, 2)), detector("large", (8, 4, 2))
-    for loss in (PKD(small, large), CWD(small, large), MGDLoss(small, large)):
-        assert pairs_of(loss) == [("stages.0", "stages.1"), ("stages.1", "stages.2")]
-        assert loss.notes == ()
-    for level in MGDLoss(small, large).mgd:
-        assert (level.mask, level.alpha, level.mask_ratio) == ("position", 2e-5, 0.65)
-    (level,) = MGDLoss(small, pyramid()).mgd
-    assert (level.mask, level.alpha, level.mask_ratio) == ("channel", 7e-5, 0.15)
-    (level,) = MGDLoss(small, pyramid(), mask="position", alpha=5e-7).mgd
-    assert (level.mask, level.alpha, level.mask_ratio) == ("position", 5e-7, 0.65)
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_several_pairs_are_summed_and_one_level_may_serve_two(name: str, pyramid, make_outputs) -> None:
     facts = pyramid()

@@ -96,13 +96,35 @@ def test_every_public_name_resolves() -> None:
         _ = limbeck.losses.nothing_like_it
 
 
+# For a method of detectors, one that it takes.
+DETECTORS = {
+    "roi_kd": {"family": "two_stage"},
+    "mask_kd": {"family": "mask_queries", "has_masks": True, "num_queries": 5},
+}
+ANY_DETECTOR = {
+    "kind": "block",
+    "strides": (16, 16, 16),
+    "family": "queries",
+    "num_queries": 5,
+    "corner_bins": 4,
+    "corner_scale": (0.5, 4.0),
+    "reads_queries": True,
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_the_list_of_methods_tells_the_truth(name: str, plain) -> None:
+def test_the_list_of_methods_tells_the_truth(name: str, plain, detector) -> None:
     module, _, class_name = METHODS[name].path.partition(":")
     loss_class = getattr(importlib.import_module(module), class_name)
     assert loss_class.needs_labels == METHODS[name].needs_labels
-    (built,) = build_losses(parse_methods(name), plain(), plain())
-    assert type(built.module) is loss_class
+    facts = {"classification": plain(), "detection": detector(**DETECTORS.get(name, ANY_DETECTOR))}
+    for task, own in facts.items():
+        if task in METHODS[name].tasks:
+            (built,) = build_losses(parse_methods(name), own, own)
+            assert type(built.module) is loss_class
+        else:
+            with pytest.raises(UserError, match=name):
+                build_losses(parse_methods(name), own, own)
 
 
 def test_options_arrive_in_the_annotated_types(pyramid) -> None:

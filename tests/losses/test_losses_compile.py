@@ -1,4 +1,4 @@
-"""Every method as one graph, forward and backward, with the numbers of eager mode."""
+"""Every method for classifiers as one graph, forward and backward, with the numbers of eager mode."""
 
 import pytest
 import torch
@@ -37,7 +37,12 @@ def compare(text: str, student, teacher, make_outputs, backend: str) -> None:
             torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", [*METHODS, "manifold(num_patches=8, full=1.0)", "manifold(on_grid_mismatch='merge')"])
+CLASSIFIERS = [name for name, info in METHODS.items() if "classification" in info.tasks]
+
+
+@pytest.mark.parametrize(
+    "text", [*CLASSIFIERS, "manifold(num_patches=8, full=1.0)", "manifold(on_grid_mismatch='merge')"]
+)
 @pytest.mark.parametrize("family", ["plain", "pyramid", "mixed"])
 def test_one_graph_with_equal_numbers(text: str, family: str, plain, pyramid, make_outputs) -> None:
     vit, cnn = plain(depth=4), pyramid()

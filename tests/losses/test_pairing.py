@@ -1,10 +1,23 @@
 import itertools
+from dataclasses import replace
 from math import log2
 
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.losses.pairing import by_stride, equal_stride, evenly, first_and_last, is_plain, named, stages
+from limbeck.losses.pairing import (
+    at_strides,
+    by_stride,
+    counterparts,
+    equal_stride,
+    evenly,
+    first_and_last,
+    is_neck,
+    is_plain,
+    named,
+    stages,
+    stride_notes,
+)
 from limbeck.outputs import Level
 
 
@@ -70,6 +83,76 @@ def test_by_stride_prefers_the_last_level_of_a_resolution() -> None:
 def test_equal_stride_takes_the_deepest_level_of_each_shared_stride() -> None:
     assert indices(equal_stride(levels(2, 4, 8, 8), levels(1, 2, 4, 8))) == [(0, 1), (1, 2), (3, 3)]
     assert equal_stride(levels(2), levels(3)) == ()
+
+
+def necks(*strides: int, kind: str = "fpn") -> tuple[Level, ...]:
+    return levels(*strides, kind=kind)
+
+
+def strides(pairs) -> list[tuple[int, int]]:
+    return [(s.stride, t.stride) for s, t in pairs]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        ((8, 16, 32), (4, 8, 16, 32, 64), [8, 16, 32]),
+        ((8, 16, 32, 64), (4, 8, 16, 32, 64), [8, 16, 32, 64]),
+        ((4, 8, 16, 32, 64), (8, 16, 32, 64, 128), [8, 16, 32, 64]),
+        ((16, 32), (8, 16, 32), [16, 32]),
+        ((8, 16, 32), (32,), [32]),
+        ((32, 16, 8), (8, 16, 32), [8, 16, 32]),
+    ],
+)
+@pytest.mark.parametrize("kinds", [("fpn", "encoder"), ("encoder", "fpn"), ("fpn", "stage"), ("block", "encoder")])
+def test_necks_of_detectors_meet_at_equal_strides_from_fine_to_coarse(own, other, expected, kinds) -> None:
+    student, teacher = necks(*own, kind=kinds[0]), necks(*other, kind=kinds[1])
+    assert strides(at_strides(student, teacher)) == [(stride, stride) for stride in expected]
+    assert strides(counterparts(student, teacher, 4, stages)) == [(stride, stride) for stride in expected]
+
+
+def test_of_blocks_the_last_stands_for_their_stride() -> None:
+    assert indices(counterparts(blocks(12), necks(8, 16, 32), 4)) == [(11, 1)]
+    assert indices(counterparts(necks(4, 8, 16, 32, kind="encoder"), blocks(12), 4)) == [(2, 11)]
+
+
+def test_necks_without_a_shared_stride_meet_at_the_nearest() -> None:
+    assert strides(at_strides(necks(8, 16, 32), necks(10, 40))) == [(8, 10), (32, 40)]
+    assert strides(at_strides(levels(14, 14, 14, kind="block"), necks(8, 16, 32))) == [(14, 16)]
+
+
+def test_blocks_before_a_neck_are_not_paired(detector) -> None:
+    both = (*levels(16, 16, kind="block"), *necks(8, 32, kind="encoder"))
+    assert strides(at_strides(both, necks(8, 16, 32))) == [(8, 8), (32, 32)]
+    assert strides(at_strides(necks(16), both)) == [(16, 32)]
+    facts = replace(detector(), levels=both)
+    assert stride_notes("pkd", facts, detector(), [("l0", "p0"), ("l1", "p2")]) == (
+        "pkd: teacher p1 (stride 16) left out, since the student has no map of that stride.",
+    )
+
+
+def test_pyramids_and_plain_transformers_of_classifiers_keep_their_rules() -> None:
+    assert counterparts(levels(2, 4, 8), levels(1, 2, 4), 4) == by_stride(levels(2, 4, 8), levels(1, 2, 4))
+    assert counterparts(levels(2, 4, 8), levels(1, 2, 4), 4, stages) == stages(levels(2, 4, 8), levels(1, 2, 4))
+    assert indices(counterparts(levels(4, 8, 16), blocks(6), 2)) == [(1, 2), (2, 5)]
+    assert indices(counterparts(blocks(6), blocks(12), 4)) == [(0, 2), (2, 5), (3, 8), (5, 11)]
+
+
+def test_what_pairing_by_stride_leaves_out_is_said(detector, pyramid) -> None:
+    small, large = detector("small", (8, 16, 32)), detector("large", (4, 8, 16, 32, 64), kind="encoder")
+    pairs = [("p0", "p1"), ("p1", "p2"), ("p2", "p3")]
+    assert stride_notes("pkd", small, large, pairs) == (
+        "pkd: teacher p0 (stride 4), p4 (stride 64) left out, since the student has no map of that stride.",
+    )
+    assert stride_notes("pkd", large, small, [p[::-1] for p in pairs])[0].startswith("pkd: student p0 (stride 4), p4")
+    # What a user pairs by hand is not left out.
+    assert "p0" not in stride_notes("pkd", small, large, [*pairs, ("p0", "p0")])[0]
+    assert stride_notes("pkd", small, small, [("p0", "p0")]) == ()
+    assert stride_notes("pkd", pyramid(), pyramid(grids=(7, 4, 2)), [("stages.0", "stages.0")]) == ()
+    (note,) = stride_notes("pkd", small, detector("odd", (10, 40)), [("p0", "p0"), ("p2", "p1")])
+    assert note == "pkd: the student has strides 8, 16, 32, the teacher 10, 40; the nearest are paired."
+    assert is_neck(small.levels)
+    assert not is_neck(blocks(3))
 
 
 def test_stages_go_in_order_whatever_their_strides() -> None:

@@ -6,11 +6,11 @@ it has any, and one subclass of `DistillationLoss`, which says which levels it r
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from limbeck.outputs import ModelFacts, Outputs, Request
+from limbeck.outputs import ModelFacts, Request
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,15 @@ class DistillationLoss(nn.Module, ABC):
         return 0.0
 
     @abstractmethod
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:
         """The unweighted term, a scalar in at least float32.
+
+        A method says in its own signature what it reads: `Outputs` of classifiers, `DetectionOutputs` of detectors,
+        or the `Features` of either.
 
         Args:
             student: the student's outputs, with gradient.
             teacher: the teacher's outputs for the same images, without gradient.
-            target: class indices (B,) or soft labels (B, K); None for unlabelled images.
+            target: class indices (B,) or soft labels (B, K); of detectors a sequence of `Target`, one for each
+                picture; None for unlabelled images.
         """

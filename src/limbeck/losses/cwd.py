@@ -50,7 +50,7 @@ class CWD(LevelLoss):
     """Sum of `cwd_loss` over pairs of levels.
 
     Without `pairs`: levels of pyramids by nearest stride; of a plain transformer, `num_levels` evenly spaced blocks
-    that end with the last stand for its stages.
+    that end with the last stand for its stages; of what detectors' heads or decoders read, all maps of equal stride.
 
     Args:
         student: facts of the student.

@@ -4,7 +4,7 @@ Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Ne
 
 This is the form in which later papers report it as a baseline on CIFAR-100: the hint is learnt together with the
 labels rather than in a stage of its own, at the second stage, with weight 100, through a 1x1 convolution with batch
-norm even where the widths agree. Inferred, not published: plain transformers, resizing where sizes differ (the
+norm even where the widths agree. Inferred, not published: detectors, plain transformers, resizing where sizes differ (the
 baseline has strided and transposed convolutions), and leaving out the regressor's ReLU where it is not known that
 the teacher's map is read after one, since maps of transformers have negative values.
 """
@@ -71,7 +71,8 @@ class FitNets(LevelLoss):
     """Sum of `fitnets_loss` over pairs of levels, by default one: the hint.
 
     Without `pairs`: of the stages paired by nearest stride, the second of three or four (in general the middle one,
-    the shallower of two); a plain transformer is read at the middle of its depth.
+    the shallower of two); a plain transformer is read at the middle of its depth. Of what detectors' heads or decoders
+    read, the middle one of the maps of equal stride.
 
     Args:
         student: facts of the student.

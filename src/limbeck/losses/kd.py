@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.detection import DetectorFacts
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
 from limbeck.losses.precision import comparable, no_autocast
@@ -78,8 +79,14 @@ def require_same_classes(method: str, student: ModelFacts, teacher: ModelFacts) 
     """Refuse a loss on logits for two models whose classes cannot correspond.
 
     Raises:
-        UserError: the numbers of classes differ.
+        UserError: a model is a detector, or the numbers of classes differ.
     """
+    for facts in (student, teacher):
+        if isinstance(facts, DetectorFacts):
+            raise UserError(
+                f"{method} compares one distribution over classes an image, but {facts.name} is a detector. "
+                "`limbeck methods` lists those for detection (pkd, fgd, roi_kd, ...)."
+            )
     if student.num_classes != teacher.num_classes:
         raise UserError(
             f"{method} compares class by class, but the teacher {teacher.name} has {teacher.num_classes} classes and "

@@ -1,22 +1,21 @@
 """What the methods that compare maps level by level share: the pairs, the projectors, and the sum over pairs.
 
-`fitnets`, `pkd`, `cwd` and `mgd` differ in how two maps of one size are compared, and in which pairs they take.
+`fitnets`, `pkd`, `cwd`, `mgd` and `fgd` differ in how two maps of one size are compared, and in which pairs they take.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck.detection import DetectorFacts, Size
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss, Pairing
 from limbeck.losses.grids import grid_of, resize
-from limbeck.losses.pairing import LevelPair, by_stride, evenly, is_plain, named, stages
-from limbeck.outputs import Level, ModelFacts, Outputs, Request
-
-Pairs = Sequence[tuple[str, str]]
+from limbeck.losses.pairing import Names, counterparts, named, stride_notes
+from limbeck.outputs import Features, Level, ModelFacts, Request
 
 
 class Projector(nn.Module):
@@ -41,8 +40,8 @@ class Projector(nn.Module):
         return projected
 
 
-class LevelLoss(DistillationLoss):
-    """Sum over pairs of levels of `compare`, the student's maps resized to the grids of the teacher's.
+class PairedLevels(DistillationLoss):
+    """Pairs of levels, and the maps of each pair on the grid of the teacher's.
 
     Args:
         student: facts of the student.
@@ -51,17 +50,30 @@ class LevelLoss(DistillationLoss):
         chosen: (student level, teacher level) names, shallow to deep, of levels that exist.
     """
 
-    def __init__(self, student: ModelFacts, teacher: ModelFacts, method: str, chosen: Pairs) -> None:
+    def __init__(self, student: ModelFacts, teacher: ModelFacts, method: str, chosen: Names) -> None:
         super().__init__(student, teacher)
+        student, teacher = on_one_picture(student, teacher)
         self.pairs = tuple(Pairing(*pair) for pair in chosen)
         self.student_request = Request(tuple(dict.fromkeys(pair.student for pair in self.pairs)))
         self.teacher_request = Request(tuple(dict.fromkeys(pair.teacher for pair in self.pairs)))
         self.levels = tuple((student.level(pair.student), teacher.level(pair.teacher)) for pair in self.pairs)
-        self.notes = tuple(
+        self.notes = stride_notes(method, student, teacher, chosen) + tuple(
             f"{method}: student {pair.student} ({_size(own)}) is resized to teacher {pair.teacher} ({_size(other)})."
             for pair, (own, other) in zip(self.pairs, self.levels, strict=True)
             if own.grid != other.grid
         )
+
+    def paired_maps(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """For each pair (B, Cs, H, W) of the student and (B, Ct, H, W) of the teacher, whose grid it is."""
+        others = [teacher.maps[pair.teacher] for pair in self.pairs]
+        return [
+            (resize(student.maps[pair.student], grid_of(other)), other)
+            for pair, other in zip(self.pairs, others, strict=True)
+        ]
+
+
+class LevelLoss(PairedLevels):
+    """Sum over pairs of levels of `compare`."""
 
     @abstractmethod
     def compare(
@@ -69,22 +81,16 @@ class LevelLoss(DistillationLoss):
     ) -> Float[Tensor, ""]:
         """The term of pair number `index`; a scalar in at least float32."""
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Features, teacher: Features, target: object = None) -> Tensor:
         """Sum of `compare` over the pairs; the target is not read."""
-        terms = []
-        for index, pair in enumerate(self.pairs):
-            other = teacher.maps[pair.teacher]
-            terms.append(self.compare(index, resize(student.maps[pair.student], grid_of(other)), other))
-        return torch.stack(terms).sum()
+        maps = self.paired_maps(student, teacher)
+        return torch.stack([self.compare(index, own, other) for index, (own, other) in enumerate(maps)]).sum()
 
 
 def choose(
-    student: ModelFacts, teacher: ModelFacts, method: str, pairs: Pairs | None, num_levels: int = 4
+    student: ModelFacts, teacher: ModelFacts, method: str, pairs: Names | None, num_levels: int = 4
 ) -> tuple[tuple[str, str], ...]:
-    """The user's own pairs, checked; without them, levels of all depths.
-
-    Two pyramids are paired by nearest stride. Of a plain transformer, `num_levels` evenly spaced blocks that end with
-    the last stand for its stages, and the other model's deepest ones are paired with them in order.
+    """The user's own pairs, checked; without them, levels of all depths as `counterparts` pairs them.
 
     Args:
         student: facts of the student.
@@ -101,24 +107,43 @@ def choose(
     """
     if num_levels < 1:
         raise UserError(f"{method}: num_levels is {num_levels}; it must be at least 1.")
-    for facts in (student, teacher):
-        if not facts.levels:
-            raise UserError(
-                f"{method} compares feature maps, but {facts.name} offers none. Use kd, nkd or another model."
-            )
+    require_levels(method, student, teacher)
     if pairs is not None:
         return named(student, teacher, pairs)
-    return tuple((own.name, other.name) for own, other in _counterparts(student.levels, teacher.levels, num_levels))
+    return tuple((own.name, other.name) for own, other in counterparts(student.levels, teacher.levels, num_levels))
 
 
-def _counterparts(own: tuple[Level, ...], other: tuple[Level, ...], num_levels: int) -> tuple[LevelPair, ...]:
-    if not (is_plain(own) or is_plain(other)):
-        return by_stride(own, other)
-    count = min(num_levels, len(own), len(other))
-    return stages(
-        evenly(own, count) if is_plain(own) else own[-count:],
-        evenly(other, count) if is_plain(other) else other[-count:],
-    )
+def require_levels(method: str, *models: ModelFacts) -> None:
+    """Refuse a loss on maps for models that offer none.
+
+    Raises:
+        UserError: one of them has no level.
+    """
+    for facts in models:
+        if not facts.levels:
+            raise UserError(
+                f"{method} compares feature maps, but {facts.name} offers none. Use another model, or a method that "
+                "compares predictions (see `limbeck methods`)."
+            )
+
+
+def on_one_picture(student: ModelFacts, teacher: ModelFacts) -> tuple[ModelFacts, ModelFacts]:
+    """The same facts; of two detectors with the grids that their levels have on one picture, of the teacher's size.
+
+    Classifiers resize what they are shown to a size of their own, detectors do not: their maps lie on grids that
+    follow from the strides alone, whatever sizes their facts were measured at.
+    """
+    if not (isinstance(student, DetectorFacts) and isinstance(teacher, DetectorFacts)):
+        return student, teacher
+    return _at_size(student, teacher.input_size), _at_size(teacher, teacher.input_size)
+
+
+def _at_size(facts: ModelFacts, size: Size) -> ModelFacts:
+    def moved(level: Level) -> Level:
+        return replace(level, grid=(-(-size[0] // level.stride), -(-size[1] // level.stride)))
+
+    final = None if facts.final is None else moved(facts.final)
+    return replace(facts, levels=tuple(map(moved, facts.levels)), final=final)
 
 
 def _size(level: Level) -> str:

@@ -20,9 +20,20 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss, Pairing
 from limbeck.losses.grids import GridRule, check_grids, common_grid, match_grid, tokens
-from limbeck.losses.pairing import by_stride, equal_stride, evenly, first_and_last, is_plain, named, stages
+from limbeck.losses.levels import on_one_picture, require_levels
+from limbeck.losses.pairing import (
+    LevelPair,
+    Levels,
+    by_stride,
+    counterparts,
+    equal_stride,
+    first_and_last,
+    is_plain,
+    named,
+    stride_notes,
+)
 from limbeck.losses.precision import comparable, no_autocast
-from limbeck.outputs import ModelFacts, Outputs, Request
+from limbeck.outputs import Features, ModelFacts, Request
 
 
 def manifold_intra(
@@ -96,7 +107,8 @@ class Manifold(DistillationLoss):
 
     Without `pairs`: two plain transformers use their first and last blocks (all by relative depth where one has
     fewer than `first + last`); two pyramids use the levels of equal stride, or nearest strides where none is equal;
-    a pyramid and a plain transformer use the pyramid's stages and as many evenly spaced blocks.
+    a pyramid and a plain transformer use the pyramid's stages and as many evenly spaced blocks. What detectors' heads
+    or decoders read is paired by equal stride.
 
     Args:
         student: facts of the student.
@@ -145,9 +157,13 @@ class Manifold(DistillationLoss):
         self.max_cells = tuple(
             None if is_plain((student.level(p.student), teacher.level(p.teacher))) else max_tokens for p in self.pairs
         )
-        self.notes = self._check_grids(student, teacher)
+        names = [(pair.student, pair.teacher) for pair in self.pairs]
+        self.notes = (
+            *stride_notes("manifold", student, teacher, names),
+            *self._check_grids(*on_one_picture(student, teacher)),
+        )
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Features, teacher: Features, target: object = None) -> Tensor:
         """Mean over pairs of the weighted terms; the target is not read."""
         layers = [
             self._layer(student.maps[pair.student], teacher.maps[pair.teacher], max_cells)
@@ -187,19 +203,17 @@ class Manifold(DistillationLoss):
 
 
 def _choose(student: ModelFacts, teacher: ModelFacts, first: int, last: int) -> tuple[tuple[str, str], ...]:
-    for facts in (student, teacher):
-        if not facts.levels:
-            raise UserError(f"manifold compares feature maps, but {facts.name} offers none.")
+    require_levels("manifold", student, teacher)
     own, other = student.levels, teacher.levels
     if is_plain(own) and is_plain(other):
         chosen = first_and_last(own, other, first, last)
-    elif is_plain(own):
-        chosen = stages(evenly(own, len(other)), other[-len(own) :])
-    elif is_plain(other):
-        chosen = stages(own[-len(other) :], evenly(other, len(own)))
     else:
-        chosen = equal_stride(own, other) or by_stride(own, other)
+        chosen = counterparts(own, other, len(own) + len(other), _equal_or_nearest)
     return tuple((s.name, t.name) for s, t in chosen)
+
+
+def _equal_or_nearest(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
+    return equal_stride(student, teacher) or by_stride(student, teacher)
 
 
 def _check_options(weights: dict[str, float], num_patches: int, first: int, last: int, max_tokens: int) -> None:

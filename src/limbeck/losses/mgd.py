@@ -2,10 +2,10 @@
 
 Yang, Li, Shao, Shi, Yuan, Yuan, "Masked Generative Distillation", ECCV 2022, arXiv:2205.01529.
 
-Two published settings. Classification masks whole channels of the last map (λ = 0.15, α = 7e-5). Dense prediction
-masks positions of every pyramid level: λ = 0.65, α = 2e-5 for detectors of one stage, λ = 0.45, α = 5e-7 for two.
-The error is summed and divided by the batch only, so that α belongs to maps of the published size and must be scaled
-by hand for others. Inferred, not published: plain transformers (their last block, treated as classification), and
+Three published settings. Classification masks whole channels of the last map (λ = 0.15, α = 7e-5). Detectors mask
+positions of every pyramid level: λ = 0.65, α = 2e-5 of one stage, λ = 0.45, α = 5e-7 of two. The error is summed and
+divided by the batch only, so that α belongs to maps of the published size and must be scaled by hand for others.
+Inferred, not published: plain transformers (their last block), detectors with queries (set as those of one stage), and
 resizing where sizes differ.
 """
 
@@ -16,14 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck.detection import DetectorFacts
 from limbeck.errors import UserError
 from limbeck.losses.levels import LevelLoss, Projector, choose
+from limbeck.losses.pairing import is_neck
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.outputs import ModelFacts
 
 MaskKind = Literal["channel", "position"]
 PUBLISHED: dict[MaskKind, tuple[float, float]] = {"channel": (7e-5, 0.15), "position": (2e-5, 0.65)}
 """α and λ of classification and of detectors of one stage."""
+TWO_STAGE = (5e-7, 0.45)
+"""The same of detectors of two stages, whose positions are masked."""
 
 
 class MGD(nn.Module):
@@ -98,15 +102,17 @@ class MGD(nn.Module):
 class MGDLoss(LevelLoss):
     """Sum of `MGD` over pairs of levels.
 
-    Without `pairs`: the deepest levels of both models, by default with channels masked; where the teacher offers the
-    levels of a detector, all of them by nearest stride, by default with positions masked.
+    Without `pairs`: the deepest levels of both models; of what detectors' heads or decoders read, all maps of equal
+    stride.
 
     Args:
         student: facts of the student.
         teacher: facts of the teacher.
-        alpha: α ≥ 0; `auto` is 7e-5 for masked channels and 2e-5 for masked positions.
-        mask_ratio: λ in [0, 1); `auto` is 0.15 for masked channels and 0.65 for masked positions.
-        mask: what is masked as a whole, channels or positions; `auto` as said above.
+        alpha: α ≥ 0; `auto` is 7e-5 for masked channels, 2e-5 for masked positions, 5e-7 if the teacher is a detector of
+            two stages.
+        mask_ratio: λ in [0, 1); `auto` is 0.15 for masked channels, 0.65 for masked positions, 0.45 if the teacher is
+            a detector of two stages.
+        mask: what is masked as a whole, channels or positions; `auto` is positions of detectors, channels otherwise.
         pairs: explicit (student level, teacher level) names instead of the rule above.
 
     Raises:
@@ -124,10 +130,12 @@ class MGDLoss(LevelLoss):
         pairs: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         chosen = choose(student, teacher, "mgd", pairs)
-        dense = any(level.kind in ("fpn", "encoder") for level in teacher.levels)
-        super().__init__(student, teacher, "mgd", chosen if pairs is not None or dense else chosen[-1:])
-        kind: MaskKind = ("position" if dense else "channel") if mask == "auto" else mask
-        published_alpha, published_ratio = PUBLISHED[kind]
+        every = pairs is not None or is_neck(student.levels) or is_neck(teacher.levels)
+        super().__init__(student, teacher, "mgd", chosen if every else chosen[-1:])
+        detector = isinstance(teacher, DetectorFacts)
+        kind: MaskKind = ("position" if detector else "channel") if mask == "auto" else mask
+        two_stage = kind == "position" and isinstance(teacher, DetectorFacts) and teacher.family == "two_stage"
+        published_alpha, published_ratio = TWO_STAGE if two_stage else PUBLISHED[kind]
         self.mgd = nn.ModuleList(
             MGD(
                 own.channels,

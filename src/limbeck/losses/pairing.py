@@ -4,7 +4,7 @@ Each rule returns (student level, teacher level) pairs, shallow to deep, and nev
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import log2
 
@@ -13,11 +13,18 @@ from limbeck.outputs import Level, ModelFacts
 
 LevelPair = tuple[Level, Level]
 Levels = tuple[Level, ...]
+Rule = Callable[[Levels, Levels], tuple[LevelPair, ...]]
+Names = Sequence[tuple[str, str]]
 
 
 def is_plain(levels: Levels) -> bool:
     """Whether the levels are the equal-sized blocks of a plain transformer rather than a pyramid's stages."""
     return bool(levels) and all(level.kind == "block" for level in levels)
+
+
+def is_neck(levels: Levels) -> bool:
+    """Whether the levels are what a detector's heads or decoder read: maps of one depth at several strides."""
+    return any(level.kind in ("fpn", "encoder") for level in levels)
 
 
 def stages(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
@@ -59,11 +66,74 @@ def by_stride(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
 
 def equal_stride(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
     """The deepest level of each stride that both models have; empty where they share none."""
-    deepest_student = {level.stride: level for level in student}
-    deepest_teacher = {level.stride: level for level in teacher}
-    order = {level.name: place for place, level in enumerate(student)}
-    shared = [(level, deepest_teacher[s]) for s, level in deepest_student.items() if s in deepest_teacher]
-    return tuple(sorted(shared, key=lambda pair: order[pair[0].name]))
+    partners = {level.stride: level for level in _deepest_of_stride(teacher)}
+    own = _deepest_of_stride(student)
+    return tuple((level, partners[level.stride]) for level in own if level.stride in partners)
+
+
+def at_strides(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
+    """`equal_stride`, or where no stride is shared the nearest ones, of one level a stride: for necks of detectors.
+
+    Never by position: the third map of one detector may be of stride 16, of the next 32. The pairs go from fine to
+    coarse, in whatever order the detectors list their maps. Of a detector that also offers the blocks before its neck
+    only the neck is paired.
+    """
+    own, other = (
+        tuple(sorted(_deepest_of_stride(_neck(levels)), key=lambda level: level.stride))
+        for levels in (student, teacher)
+    )
+    return equal_stride(own, other) or by_stride(own, other)
+
+
+def counterparts(
+    student: Levels, teacher: Levels, num_levels: int, pyramids: Rule = by_stride
+) -> tuple[LevelPair, ...]:
+    """Levels of all depths.
+
+    Where a model offers the neck of a detector: `at_strides`. Of a plain transformer, `num_levels` evenly spaced blocks
+    that end with the last stand for its stages, and the other model's deepest levels are paired with them in order.
+
+    Args:
+        student: shallow to deep.
+        teacher: shallow to deep.
+        num_levels: blocks taken of a plain transformer.
+        pyramids: the rule for two pyramids of classifiers.
+    """
+    if is_neck(student) or is_neck(teacher):
+        return at_strides(student, teacher)
+    if not (is_plain(student) or is_plain(teacher)):
+        return pyramids(student, teacher)
+    count = min(num_levels, len(student), len(teacher))
+    return stages(
+        evenly(student, count) if is_plain(student) else student[-count:],
+        evenly(teacher, count) if is_plain(teacher) else teacher[-count:],
+    )
+
+
+def stride_notes(method: str, student: ModelFacts, teacher: ModelFacts, pairs: Names) -> tuple[str, ...]:
+    """Sentences on what pairing by stride left out or could not meet; none where no neck of a detector is paired.
+
+    Args:
+        method: its name.
+        student: facts of the student.
+        teacher: facts of the teacher.
+        pairs: (student level, teacher level) names.
+    """
+    if not (is_neck(student.levels) or is_neck(teacher.levels)):
+        return ()
+    strides = [{level.stride for level in _neck(facts.levels)} for facts in (student, teacher)]
+    if strides[0].isdisjoint(strides[1]):
+        own, other = (", ".join(map(str, sorted(of))) for of in strides)
+        return (f"{method}: the student has strides {own}, the teacher {other}; the nearest are paired.",)
+    notes = []
+    for place, (role, facts, rival) in enumerate((("student", student, "teacher"), ("teacher", teacher, "student"))):
+        paired = {facts.level(pair[place]).name for pair in pairs}
+        neck = [level for level in _neck(facts.levels) if level.name not in paired]
+        alone = [level for level in neck if level.stride not in strides[1 - place]]
+        if alone:
+            names = ", ".join(f"{level.name} (stride {level.stride})" for level in alone)
+            notes.append(f"{method}: {role} {names} left out, since the {rival} has no map of that stride.")
+    return tuple(notes)
 
 
 def evenly(levels: Levels, count: int) -> Levels:
@@ -113,6 +183,17 @@ def named(student: ModelFacts, teacher: ModelFacts, pairs: Sequence[Sequence[str
             _check_level(facts, name)
         checked.append((pair[0], pair[1]))
     return tuple(checked)
+
+
+def _neck(levels: Levels) -> Levels:
+    """The levels of a detector's neck; all levels of a model without one."""
+    return tuple(level for level in levels if is_neck((level,))) or levels
+
+
+def _deepest_of_stride(levels: Levels) -> Levels:
+    """One level of each stride, the last one, in the levels' order."""
+    last = {level.stride: place for place, level in enumerate(levels)}
+    return tuple(levels[place] for place in sorted(last.values()))
 
 
 def _check_level(facts: ModelFacts, name: str) -> None:

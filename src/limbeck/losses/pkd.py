@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.losses.levels import LevelLoss, Projector, choose
+from limbeck.losses.pairing import is_neck
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.outputs import ModelFacts
 
@@ -57,13 +58,14 @@ class PKD(LevelLoss):
     """Sum of `pkd_loss` over pairs of levels.
 
     Without `pairs`: levels of pyramids by nearest stride; of a plain transformer, `num_levels` evenly spaced blocks
-    that end with the last stand for its stages.
+    that end with the last stand for its stages; of what detectors' heads or decoders read, the `num_levels` finest maps
+    of equal stride.
 
     Args:
         student: facts of the student.
         teacher: facts of the teacher.
         pairs: explicit (student level, teacher level) names instead of the rule above.
-        num_levels: blocks taken of a plain transformer.
+        num_levels: blocks taken of a plain transformer, pairs taken of detectors.
 
     Raises:
         UserError: an option is out of range, or no level can be paired.
@@ -77,7 +79,9 @@ class PKD(LevelLoss):
         pairs: Sequence[tuple[str, str]] | None = None,
         num_levels: int = 4,
     ) -> None:
-        super().__init__(student, teacher, "pkd", choose(student, teacher, "pkd", pairs, num_levels))
+        chosen = choose(student, teacher, "pkd", pairs, num_levels)
+        necks = is_neck(student.levels) or is_neck(teacher.levels)
+        super().__init__(student, teacher, "pkd", chosen[:num_levels] if pairs is None and necks else chosen)
         self.project = nn.ModuleList(Projector(own.channels, other.channels, bias=False) for own, other in self.levels)
 
     @property

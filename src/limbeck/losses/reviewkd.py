@@ -4,7 +4,10 @@ Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, ar
 
 Published settings: CIFAR-100 taps the teacher before each stage's last activation and the student after it, and
 raises the weight linearly over 20 epochs; ImageNet has no warm-up. The weight of VGG13 to VGG8 is a maintainer's
-suggestion in a later benchmark, not the authors'. Inferred, not published: transformers, unequal stage counts.
+suggestion in a later benchmark, not the authors'. For detectors all levels of the feature pyramid are read and nothing
+is pooled; the published weights on COCO are 1.2 (Faster R-CNN, ResNet-101 to ResNet-18), 1.0 (to ResNet-50), 2.0
+(ResNet-50 to MobileNetV2), 1.0 (RetinaNet, ResNet-101 to ResNet-50), and for Mask R-CNN 1.5, 0.8 and 1.0, all without
+warm-up. Inferred, not published: transformers, unequal stage counts, detectors of unequal widths.
 """
 
 from collections.abc import Sequence
@@ -15,10 +18,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck.detection import DetectionOutputs
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss, Pairing
 from limbeck.losses.grids import Grid, grid_of
-from limbeck.losses.pairing import LevelPair, by_stride, evenly, is_plain, named, stages
+from limbeck.losses.levels import require_levels
+from limbeck.losses.pairing import (
+    LevelPair,
+    Levels,
+    by_stride,
+    counterparts,
+    is_neck,
+    is_plain,
+    named,
+    stages,
+    stride_notes,
+)
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.outputs import ModelFacts, Outputs, Request
 
@@ -38,6 +53,7 @@ PUBLISHED_WEIGHTS: dict[tuple[str, str], float | None] = {
     ("resnet50_cifar", "vgg8"): None,
 }
 CIFAR_WARMUP_EPOCHS = 20.0
+DETECTOR_MID_CHANNELS = 256
 
 
 def hcl_loss(student_map: Float[Tensor, "B C H W"], teacher_map: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
@@ -180,8 +196,9 @@ class ReviewKD(nn.Module):
         """
         if self.training and student_maps[0].shape[0] == 1 and (1, 1) in [*map(grid_of, student_maps), *sizes]:
             raise UserError(
-                "reviewkd normalises the pooled vectors over the images of one device and needs at least two of them "
-                "in every training batch; this one has 1. Raise the batch size, or leave out the last, partial batch."
+                "reviewkd normalises pooled vectors and maps of one cell over the images of one device and needs at "
+                "least two of them in every training batch; this one has 1. Raise the batch size, or leave out the last, "
+                "partial batch; of a detector, larger pictures or pairs without the coarsest level also help."
             )
         residual: Tensor | None = None
         reviewed: list[Tensor] = []
@@ -193,16 +210,18 @@ class ReviewKD(nn.Module):
 
 
 class ReviewKDLoss(DistillationLoss):
-    """`ReviewKD` between two models: their stages, and the pooled vector as the deepest level.
+    """`ReviewKD` between two models: their stages, and of classifiers the pooled vector as the deepest level.
 
     Without `pairs`: equally many stages are paired in order (as published, even where strides differ), unequal
     counts by nearest stride; of a plain transformer, `num_levels` evenly spaced blocks that end with the last
-    stand for its stages, and the other model's deepest ones are paired with them in order.
+    stand for its stages, and the other model's deepest ones are paired with them in order. The pyramid that a
+    detector's heads or decoder read is paired by equal stride.
 
     Args:
         student: facts of the student.
         teacher: facts of the teacher.
-        mid_channels: of the residual path; min(512, pooled student channels) if None.
+        mid_channels: of the residual path; min(512, pooled student channels) if None, and where nothing is pooled 256 or
+            the teacher's channels if these are fewer.
         taps: `auto` reads the teacher before each level's last activation where it offers that, the student after
             it (as published for CIFAR-100); `post` reads both after it.
         pairs: explicit (student level, teacher level) names, shallow to deep, read exactly as named.
@@ -232,17 +251,21 @@ class ReviewKDLoss(DistillationLoss):
             chosen = named(student, teacher, pairs)
             _check_order(student, chosen)
         else:
-            levels = _choose(student, teacher, num_levels)
+            require_levels("reviewkd", student, teacher)
+            levels = counterparts(student.levels, teacher.levels, num_levels, _in_order)
             chosen = tuple((s.name, (t.preactivation if taps == "auto" else None) or t.name) for s, t in levels)
         self.pairs = tuple(Pairing(*pair) for pair in chosen)
-        self.student_request = Request(tuple(pair.student for pair in self.pairs), pooled=True)
-        self.teacher_request = Request(tuple(pair.teacher for pair in self.pairs), pooled=True)
+        self.pooled = min(student.pooled_channels, teacher.pooled_channels) > 0
+        self.student_request = Request(tuple(pair.student for pair in self.pairs), pooled=self.pooled)
+        self.teacher_request = Request(tuple(pair.teacher for pair in self.pairs), pooled=self.pooled)
         self.notes = self._notes(student, teacher)
-        self.reviewkd = ReviewKD(
-            [*(student.level(pair.student).channels for pair in self.pairs), student.pooled_channels],
-            [*(teacher.level(pair.teacher).channels for pair in self.pairs), teacher.pooled_channels],
-            mid_channels,
-        )
+        own = [student.level(pair.student).channels for pair in self.pairs]
+        other = [teacher.level(pair.teacher).channels for pair in self.pairs]
+        if self.pooled:
+            own, other = [*own, student.pooled_channels], [*other, teacher.pooled_channels]
+        elif mid_channels is None:
+            mid_channels = min(DETECTOR_MID_CHANNELS, other[-1])
+        self.reviewkd = ReviewKD(own, other, mid_channels)
 
     @property
     def default_weight(self) -> float:
@@ -254,12 +277,14 @@ class ReviewKDLoss(DistillationLoss):
         """20 for the published CIFAR-100 pairs; 0 for every other."""
         return CIFAR_WARMUP_EPOCHS if self._pair in PUBLISHED_WEIGHTS else 0.0
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+    def forward(
+        self, student: Outputs | DetectionOutputs, teacher: Outputs | DetectionOutputs, target: object = None
+    ) -> Tensor:
         """See `ReviewKD.forward`; the target is not read."""
-        assert student.pooled is not None
-        assert teacher.pooled is not None
-        own = [*(student.maps[pair.student] for pair in self.pairs), student.pooled[:, :, None, None]]
-        other = [*(teacher.maps[pair.teacher] for pair in self.pairs), teacher.pooled[:, :, None, None]]
+        own = [student.maps[pair.student] for pair in self.pairs]
+        other = [teacher.maps[pair.teacher] for pair in self.pairs]
+        if self.pooled:
+            own, other = [*own, _pooled(student)], [*other, _pooled(teacher)]
         loss: Tensor = self.reviewkd(own, other)
         return loss
 
@@ -267,24 +292,23 @@ class ReviewKDLoss(DistillationLoss):
         notes = []
         if PUBLISHED_WEIGHTS.get(self._pair, 1.0) is None:
             notes.append("reviewkd: this pair was published without its weight; 1.0 is used unless you set weight.")
-        own, other = len(student.levels), len(teacher.levels)
-        if own != other and not (is_plain(student.levels) or is_plain(teacher.levels)):
-            notes.append(f"reviewkd: the student has {own} stages, the teacher {other}; see the table of pairs.")
-        return tuple(notes)
+        own, other = student.levels, teacher.levels
+        if len(own) != len(other) and not any(of(levels) for of in (is_plain, is_neck) for levels in (own, other)):
+            notes.append(
+                f"reviewkd: the student has {len(own)} stages, the teacher {len(other)}; see the table of pairs."
+            )
+        names = [(pair.student, pair.teacher) for pair in self.pairs]
+        return (*notes, *stride_notes("reviewkd", student, teacher, names))
 
 
-def _choose(student: ModelFacts, teacher: ModelFacts, num_levels: int) -> tuple[LevelPair, ...]:
-    for facts in (student, teacher):
-        if not facts.levels:
-            raise UserError(f"reviewkd compares feature maps, but {facts.name} offers none.")
-    own, other = student.levels, teacher.levels
-    if is_plain(own) or is_plain(other):
-        count = min(num_levels, len(own), len(other))
-        return stages(
-            evenly(own, count) if is_plain(own) else own[-count:],
-            evenly(other, count) if is_plain(other) else other[-count:],
-        )
-    return stages(own, other) if len(own) == len(other) else by_stride(own, other)
+def _in_order(student: Levels, teacher: Levels) -> tuple[LevelPair, ...]:
+    return stages(student, teacher) if len(student) == len(teacher) else by_stride(student, teacher)
+
+
+def _pooled(outputs: Outputs | DetectionOutputs) -> Tensor:
+    assert isinstance(outputs, Outputs)
+    assert outputs.pooled is not None
+    return outputs.pooled[:, :, None, None]
 
 
 def _check_order(student: ModelFacts, pairs: Sequence[tuple[str, str]]) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss, Pairing
 from limbeck.losses.grids import Grid, grid_of, resize, tokens
+from limbeck.losses.levels import on_one_picture
 from limbeck.losses.precision import comparable, no_autocast
-from limbeck.outputs import ModelFacts, Outputs, Request
+from limbeck.outputs import Features, ModelFacts, Request
 
 PUBLISHED_TOKENS = 196
 
@@ -170,8 +171,10 @@ class ViTKDLoss(DistillationLoss):
             if len(facts.levels) < 2 or facts.final is None:
                 raise UserError(
                     f"vitkd reads the first two levels and the final map, but {facts.name} has {len(facts.levels)} "
-                    f"levels and {'a' if facts.final else 'no'} final map. Use kd, nkd or another model."
+                    f"levels and {'a' if facts.final else 'no'} final map. Use another model, or another method "
+                    "(see `limbeck methods`)."
                 )
+        student, teacher = on_one_picture(student, teacher)
         assert student.final is not None
         assert teacher.final is not None
         shallow = tuple(zip(student.levels[:2], teacher.levels[:2], strict=True))
@@ -201,7 +204,7 @@ class ViTKDLoss(DistillationLoss):
             )
         self.notes = tuple(notes)
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Features, teacher: Features, target: object = None) -> Tensor:
         """See `ViTKD.forward`; the target is not read."""
         assert student.final is not None
         assert teacher.final is not None

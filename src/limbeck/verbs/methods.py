@@ -16,7 +16,7 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
         name: a method's name, to see its formula, options and defaults.
 
     Returns:
-        Summary, paper and needs of each method listed.
+        Summary, paper, tasks and needs of each method listed.
 
     Raises:
         UserError: there is no such method.
@@ -25,10 +25,19 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
         return {name: _explain(name)}
     screen.table(
         "Methods for --method, alone or joined with +",
-        ("name", "what it does", "labels", "paper"),
+        ("name", "what it does", "tasks", "labels", "paper"),
         [
-            ("none", "the control: no distillation", "needed", ""),
-            *((n, i.summary, "needed" if i.needs_labels else "not needed", i.reference) for n, i in METHODS.items()),
+            ("none", "the control: no distillation", "both", "needed", ""),
+            *(
+                (
+                    name,
+                    i.summary,
+                    "both" if len(i.tasks) > 1 else i.tasks[0],
+                    "needed" if i.needs_labels else "",
+                    i.reference,
+                )
+                for name, i in METHODS.items()
+            ),
         ],
     )
     screen.say(
