@@ -181,7 +181,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("limbeck.models.door.save_file", fail)
+    monkeypatch.setattr("limbeck.models.record.save_file", fail)
     with pytest.raises(UserError, match="No space to write"):
         save_model(opened("limbeck:resnet8x4"), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

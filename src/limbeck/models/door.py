@@ -8,22 +8,19 @@ library's names. Nothing in either file is ever run.
 import dataclasses
 import functools
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from limbeck.call_text import write_call
 from limbeck.errors import UserError
-from limbeck.files import atomic_write, whole_or_nothing
 from limbeck.models.base import VisionModel
-from limbeck.models.names import MODEL_FILE, parse_model_name
+from limbeck.models.names import parse_model_name
+from limbeck.models.record import read_record, read_weights, write_record, write_weights
 from limbeck.models.weights import (
     bare_network,
-    file_hash,
     fit_state_dict,
     head_classes,
     load_weights,
@@ -37,6 +34,18 @@ _ADAPTERS = {
     "hf": "limbeck.models.transformers_models",
     "factory": "limbeck.models.custom",
 }
+_NEEDED = (
+    "rebuild",
+    "weights",
+    "sha256",
+    "num_classes",
+    "input_size",
+    "mean",
+    "std",
+    "interpolation",
+    "licence",
+    "source",
+)
 
 
 def load_model(
@@ -87,20 +96,11 @@ def save_model(
         class_names: in label order, where they are known.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{stem}.safetensors"
-    # Clones, since safetensors refuses tensors that share memory (tied weights).
-    state = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in bare_network(model).state_dict().items()
-    }
-    with whole_or_nothing(file) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
-        digest = file_hash(partial)
+    weights = write_weights(model, folder, stem)
     record = {
         "name": model.facts.name,
         "rebuild": model.rebuild,
-        "weights": file.name,
-        "sha256": digest,
+        **weights,
         "num_classes": model.facts.num_classes,
         "class_names": list(class_names) if class_names is not None else None,
         "input_size": list(model.facts.input_size),
@@ -112,8 +112,7 @@ def save_model(
         # Imported by name: the face imports the verbs, which stand above the models.
         "limbeck_version": importlib.import_module("limbeck").__version__,
     }
-    with atomic_write(folder / MODEL_FILE) as out:
-        out.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_record(folder, record)
 
 
 def rebuild(
@@ -264,20 +263,7 @@ def _open_run(
     model.interpolation = record["interpolation"]
     if not pretrained:
         return model
-    file = folder / record["weights"]
-    if file.parent != folder:
-        raise UserError(
-            f"{folder / MODEL_FILE} names weights outside its folder ({record['weights']}); they are not opened."
-        )
-    if not file.is_file():
-        raise FileNotFoundError(f"The weights file {file}, named in {folder / MODEL_FILE}, does not exist.")
-    # The file's own reading error says more than a differing hash does.
-    state = read_state_dict(file)
-    if file_hash(file) != record["sha256"]:
-        raise UserError(
-            f"{file} is not the file that {folder / MODEL_FILE} was written for: its SHA-256 differs. "
-            "Restore it from the run."
-        )
+    file, state = read_weights(folder, record)
     model.provenance.notes += load_weights(
         bare_network(model), file, state=state, new_head=num_classes, convert=getattr(model, "convert", None)
     )
@@ -288,26 +274,8 @@ def _open_run(
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    path = folder / MODEL_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    if read_record(folder, ()).get("task") == "detection":
         raise UserError(
-            f"{path} is not readable JSON ({error}). It is written by a finished run; restore it or run again."
-        ) from error
-    needed = (
-        "rebuild",
-        "weights",
-        "sha256",
-        "num_classes",
-        "input_size",
-        "mean",
-        "std",
-        "interpolation",
-        "licence",
-        "source",
-    )
-    missing = [key for key in needed if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; it was not written by this version of Limbeck.")
-    return dict(record)
+            f"{folder} holds a detector, and a classifier is needed here. Name a run of an image classifier, or a model."
+        )
+    return read_record(folder, _NEEDED)

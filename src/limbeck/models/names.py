@@ -67,14 +67,14 @@ def parse_model_name(text: str) -> ModelName:
         UserError: the name has no meaning, the folder is no run, the weights file is of a kind that is not read, or the
             options cannot be read or given here.
     """
-    if _is_run(text):
+    if is_run(text):
         return ModelName("run", str(Path(text).expanduser()), None, text)
-    name, arguments, file = _split(text)
-    weights = _weights_file(file, name, text) if file is not None else None
-    if arguments and _is_run(name):
+    name, arguments, file = split_name(text)
+    weights = weights_file(file, name, text) if file is not None else None
+    if arguments and is_run(name):
         raise UserError(_no_options(text, "runs' folders"))
     kind, name = _kind_and_name(name, text)
-    options = {key: _tuples_as_lists(value) for key, value in parse_options(arguments, text).items()}
+    options = {key: tuples_as_lists(value) for key, value in parse_options(arguments, text).items()}
     if options and kind not in _TAKE_OPTIONS:
         raise UserError(_no_options(text, "transformers' models" if kind == "hf" else f"{kind}'s models"))
     refuse_options(options, SET_ELSEWHERE, text)
@@ -99,7 +99,7 @@ def refuse_options(options: dict[str, Any], elsewhere: dict[str, str], text: str
 
 def file_stem(text: str) -> str:
     """A model's name as a part of names of files and folders: letters, digits, `_` and `.`, 60 characters at most."""
-    name, arguments = (text, "") if _is_folder(text) else _split(text)[:2]
+    name, arguments = (text, "") if _is_folder(text) else split_name(text)[:2]
     return re.sub(r"[^A-Za-z0-9_.]+", "_", (Path(name).name or name) + arguments)[:60].strip("_")
 
 
@@ -111,13 +111,22 @@ def has_own_weights(text: str) -> bool:
     return parsed.kind == "timm" and "." in parsed.name
 
 
-def _is_run(text: str) -> bool:
+def is_run(text: str) -> bool:
+    """Whether a name is the folder of a finished run."""
     # os.path, since pathlib raises on names too long to be files, which options may make.
     return os.path.isfile(os.path.join(os.path.expanduser(text), MODEL_FILE))
 
 
-def _split(text: str) -> tuple[str, str, str | None]:
-    """The name, its options with their parentheses, and the file after the @; a path's parentheses are its own."""
+def split_name(text: str, forms: str = _FORMS) -> tuple[str, str, str | None]:
+    """The name, its options with their parentheses, and the file after the @; a path's parentheses are its own.
+
+    Args:
+        text: what the user wrote.
+        forms: the sentence that says what names look like, for the message.
+
+    Raises:
+        UserError: a bracket is not closed, or something else than a file follows the options.
+    """
     plain, at, file = text.partition("@")
     whole = (plain, "", file if at else None)
     before = text.partition("(")[0]
@@ -127,19 +136,30 @@ def _split(text: str) -> tuple[str, str, str | None]:
             return text, "", None
         is_path = folder.startswith((".", "~", "/", os.sep)) or _is_folder(plain.removeprefix("hf:"))
     else:
-        is_path = _looks_like_path(before)
+        is_path = looks_like_path(before)
     if is_path or before == text or "@" in before:
         return whole
     name, arguments, rest = split_call(text, "model")
     rest = rest.strip()
     if rest and not rest.startswith("@"):
-        raise UserError(f"{text!r} is not a model's name: {rest!r} follows its options. {_FORMS}")
+        raise UserError(f"{text!r} is not a model's name: {rest!r} follows its options. {forms}")
     return name, arguments, rest[1:] if rest else None
 
 
-def _weights_file(file: str, name: str, text: str) -> Path:
+def weights_file(file: str, name: str, text: str, forms: str = _FORMS) -> Path:
+    """The weights file of `NAME@FILE`.
+
+    Args:
+        file: what follows the @.
+        name: what stands before it.
+        text, forms: as for `split_name`.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        UserError: it is of a kind that is not read, or one of the two parts is missing.
+    """
     if not file or not name:
-        raise UserError(f"{text!r} names {'no weights file after' if name else 'no model before'} the @. {_FORMS}")
+        raise UserError(f"{text!r} names {'no weights file after' if name else 'no model before'} the @. {forms}")
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"The weights file {path}, named in {text!r}, does not exist.")
@@ -163,18 +183,19 @@ def _kind_and_name(name: str, text: str) -> tuple[ModelKind, str]:
     if _FACTORY.fullmatch(name):
         return "factory", name
     folder = Path(name).expanduser()
-    if _looks_like_path(name):
+    if looks_like_path(name):
         if not os.path.exists(folder):
             if "(" in name and _is_folder(name.partition("(")[0].rstrip()):
                 raise UserError(_no_options(text, "folders"))
             raise FileNotFoundError(f"The model folder {folder} does not exist. {_FORMS}")
-        raise UserError(_no_run(folder))
+        raise UserError(no_run_in(folder))
     if not _BARE.fullmatch(name):
         raise UserError(f"{text!r} is not a model's name. {_FORMS}")
     return "timm", name
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be a file's or folder's."""
     return name.startswith((".", "~")) or "/" in name or os.sep in name
 
 
@@ -189,13 +210,15 @@ def _no_options(text: str, whose: str) -> str:
     )
 
 
-def _tuples_as_lists(value: Any) -> Any:
+def tuples_as_lists(value: Any) -> Any:
+    """A plain value as JSON would give it back."""
     if isinstance(value, dict):
-        return {key: _tuples_as_lists(item) for key, item in value.items()}
-    return [_tuples_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: tuples_as_lists(item) for key, item in value.items()}
+    return [tuples_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _no_run(folder: Path) -> str:
+def no_run_in(folder: Path) -> str:
+    """The message for a folder (or file) that exists and is no run's."""
     if folder.is_file():
         return f"{folder} is a file, not a model. Say which model the weights belong to: MODEL_NAME@{folder}."
     inner = sorted(child.parent for child in folder.glob(f"*/{MODEL_FILE}"))

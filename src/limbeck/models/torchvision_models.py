@@ -77,7 +77,7 @@ def create(
         notes=notes,
     )
     if pretrained:
-        state = _fetch(weights, text)
+        state = fetch_weights(weights, text)
         notes += load_weights(network, weights.url, state=state, new_head=num_classes, convert=model.convert)
         model.provenance.licence = weights.meta.get(
             "license", "BSD-3-Clause (torchvision); the training data's terms may apply"
@@ -303,7 +303,16 @@ def _set_drop_path(network: nn.Module, name: str, drop_path: float) -> list[str]
     return [f"drop_path has no effect: {name} has no stochastic depth"] if drop_path and not blocks else []
 
 
-def _fetch(weights: Any, text: str) -> State:
+def fetch_weights(weights: Any, text: str) -> State:
+    """The tensors of published weights, from torchvision's local cache or its server.
+
+    Args:
+        weights: a member of one of torchvision's weights enums.
+        text: the name the user gave.
+
+    Raises:
+        UserError: they are not in the cache and cannot be fetched.
+    """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     reason = "download.pytorch.org cannot be reached and its local cache does not have them"
     if cached.is_file() or not is_unreachable("download.pytorch.org"):

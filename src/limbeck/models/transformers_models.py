@@ -63,7 +63,7 @@ def create(
         config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{text} could not be opened: {_first_line(error)} Give a folder saved by transformers, as hf:FOLDER."
+            f"{text} could not be opened: {first_line(error)} Give a folder saved by transformers, as hf:FOLDER."
         ) from error
     published = config.num_labels
     if num_classes is not None and num_classes != published:
@@ -85,7 +85,7 @@ def create(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"The weights of {text} could not be opened: {_first_line(error)} They must be safetensors; "
+            f"The weights of {text} could not be opened: {first_line(error)} They must be safetensors; "
             "save them again with save_pretrained where they are older, or connect to the network once."
         ) from error
     if info["missing_keys"]:
@@ -95,7 +95,7 @@ def create(
         notes.append(f"head replaced: {published} -> {num_classes} classes, freshly initialised")
     preparation = _preparation(name, config, options, input_size, notes)
     model = TransformersModel(network, text=text, notes=notes, **preparation)
-    model.provenance = Provenance(_licence(name), f"transformers: {name}", weights_hash(model), notes)
+    model.provenance = Provenance(licence_of(name), f"transformers: {name}", weights_hash(model), notes)
     return model
 
 
@@ -151,7 +151,7 @@ class TransformersModel(VisionModel):
         try:
             self.facts = self._find_facts(text, (height, width))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(f"{text} cannot take images of {height}x{width} pixels: {_first_line(error)}") from error
+            raise UserError(f"{text} cannot take images of {height}x{width} pixels: {first_line(error)}") from error
         finally:
             network.train()
         self.rebuild = {
@@ -350,7 +350,7 @@ def set_drop_path(config: Any, text: str, drop_path: float) -> list[str]:
     return [f"drop_path has no effect: {text} has no stochastic depth"] if drop_path else []
 
 
-def _licence(name: str) -> str:
+def licence_of(name: str) -> str:
     """The licence in the front matter of a model's README, where it is at hand."""
 
     from huggingface_hub import try_to_load_from_cache
@@ -365,6 +365,7 @@ def _licence(name: str) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of the library says, without what it adds for developers."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
