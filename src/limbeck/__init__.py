@@ -1,7 +1,8 @@
 """Limbeck makes small vision models out of large ones.
 
-The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `report` and `methods` are also commands; `Distiller` is
-for people with a training loop of their own; `load_model` is the door to every model by its name.
+The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `report` and `methods` are also commands; `Distiller` and
+`DetectionDistiller` are for people with a training loop of their own; `load_model` and `load_detector` are the doors to every
+model by its name.
 """
 
 import importlib
@@ -12,7 +13,9 @@ import wrapt
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from limbeck.distiller import DetectionDistiller as DetectionDistiller
     from limbeck.distiller import Distiller as Distiller
+    from limbeck.models.detection.door import load_detector as load_detector
     from limbeck.models.door import load_model as load_model
     from limbeck.verbs.distill import distill as distill
     from limbeck.verbs.evaluate import evaluate as evaluate
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from limbeck.verbs.train import train as train
 
 _PLACES = {
+    "DetectionDistiller": "limbeck.distiller",
     "Distiller": "limbeck.distiller",
+    "load_detector": "limbeck.models.detection.door",
     "load_model": "limbeck.models.door",
     **{
         verb: f"limbeck.verbs.{verb}"
@@ -32,11 +37,13 @@ _PLACES = {
 }
 
 __all__ = [
+    "DetectionDistiller",
     "Distiller",
     "__version__",
     "distill",
     "evaluate",
     "export",
+    "load_detector",
     "load_model",
     "methods",
     "predict",

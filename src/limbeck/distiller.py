@@ -1,61 +1,67 @@
 """Teacher + student + weighted losses = one module with one forward, for any training loop."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.detection import DetectionOutputs, Pictures, Target
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
 from limbeck.losses.build import BuiltLoss, build_losses
 from limbeck.losses.names import parse_methods
 from limbeck.models.base import VisionModel
+from limbeck.models.detection.base import Detector
+from limbeck.models.detection.door import load_detector
 from limbeck.models.door import load_model
 from limbeck.outputs import Outputs, Request
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
+ModelT = TypeVar("ModelT", VisionModel, Detector)
 
 
-class Distiller(nn.Module):
-    """A frozen teacher, a student, and the losses between them.
+class Distillation(nn.Module, ABC, Generic[ModelT]):
+    """A frozen teacher, a student, and the losses between them, whatever the two predict.
 
     The teacher is always in eval mode, whatever `train()` says, and is not a submodule: it is in no optimiser, no
     state_dict and no gradient synchronisation. It follows `.to(...)`.
 
     Args:
-        teacher: a model or its name; None trains the student alone.
-        student: a model or its name.
+        teacher: a model; None trains the student alone.
+        student: a model.
         losses: a method such as "vitkd+nkd(gamma=1.0)", or what `build_losses` returned.
-        task_loss: student logits (B, K) and target to a scalar; cross-entropy by default. None for unlabelled images.
-        task_weight: its weight; "auto" is what the method was published with (of several methods the largest), 1 without any.
+        supervised: the student also learns from targets.
+        task_weight: weight of that; "auto" is what the method was published with (of several methods the largest), 1
+            without any.
 
     Raises:
-        UserError: a loss cannot be built for this pair, or compares logits of different classes.
+        UserError: a loss cannot be built for this pair, or reads targets that are not there.
     """
 
     loss_weights: Tensor
 
     def __init__(
         self,
-        teacher: VisionModel | str | None,
-        student: VisionModel | str,
-        losses: str | Sequence[BuiltLoss] = "kd",
+        teacher: ModelT | None,
+        student: ModelT,
+        losses: str | Sequence[BuiltLoss],
         *,
-        task_loss: TaskLoss | None = F.cross_entropy,
-        task_weight: float | str = "auto",
+        supervised: bool,
+        task_weight: float | str,
     ) -> None:
         super().__init__()
-        student = load_model(student, pretrained=False) if isinstance(student, str) else student
-        teacher = load_model(teacher) if isinstance(teacher, str) else teacher
         if teacher is student:
             raise UserError(
                 "Teacher and student are the same object; the teacher would be frozen and nothing learned. Load it twice."
             )
-        self.student = student
-        self._outside = {"teacher": teacher.requires_grad_(False).eval() if teacher is not None else None}
+        self.student: ModelT = student
+        self._outside: dict[str, ModelT | None] = {
+            "teacher": teacher.requires_grad_(False).eval() if teacher is not None else None
+        }
         if isinstance(losses, str):
             specs = parse_methods(losses)
             losses = build_losses(specs, student.facts, teacher.facts if teacher is not None else student.facts)
@@ -65,9 +71,9 @@ class Distiller(nn.Module):
             )
         self.schedule = tuple((loss.name, loss.weight, loss.warmup_epochs) for loss in losses)
         self.losses = nn.ModuleList(loss.module for loss in losses)
-        self.task_loss = task_loss
-        self.task_weight = _task_weight(task_weight, losses, labelled=task_loss is not None)
-        if task_loss is None:
+        self.supervised = supervised
+        self.task_weight = _task_weight(task_weight, losses, labelled=supervised)
+        if not supervised:
             if needy := [loss.name for loss in losses if loss.module.needs_labels]:
                 raise UserError(
                     f"{', '.join(needy)} reads labels, and there are none. Use label-free losses (see `limbeck methods`)."
@@ -77,12 +83,16 @@ class Distiller(nn.Module):
         self.student_request = Request.union(loss.module.student_request for loss in losses)
         self.teacher_request = Request.union(loss.module.teacher_request for loss in losses)
         self.register_buffer("loss_weights", torch.zeros(len(self.schedule)), persistent=False)
-        self._teacher_forward: Callable[..., Outputs] = self._run_teacher
-        self._student_forward: Callable[..., tuple[dict[str, Tensor], Tensor]] = self._run_student
+        self._teacher_forward: Callable[..., Any] = self._run_teacher
+        self._student_forward: Callable[..., tuple[dict[str, Tensor], Any]] = self._run_student
         self.set_epoch(0.0)
 
+    @abstractmethod
+    def _answer(self, inputs: Any, target: Any) -> tuple[Any, dict[str, Tensor], Any]:
+        """The student's outputs, the supervised terms (`task`, and `task/...` as parts of it), and what to hand out."""
+
     @property
-    def teacher(self) -> VisionModel | None:
+    def teacher(self) -> ModelT | None:
         """The frozen teacher."""
         return self._outside["teacher"]
 
@@ -104,31 +114,29 @@ class Distiller(nn.Module):
         }
         self.loss_weights.copy_(torch.tensor(list(self.current_weights.values())))
 
-    def forward(self, images: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, inputs: Any, target: Any = None) -> dict[str, Tensor]:
         """The loss terms of one batch.
 
         Args:
-            images: (B, 3, H, W) float in [0, 1], augmented; both models see exactly these.
-            target: class indices (B,) or soft labels (B, K); None for unlabelled images.
+            inputs: what both models are shown.
+            target: what the student learns from beside the teacher; None for unlabelled images.
 
         Returns:
             `task` and each distillation term by name, unweighted, and `total`, their weighted sum; scalars.
         """
-        return self.student_step(images, target, self.teacher_step(images))[0]
+        return self.student_step(inputs, target, self.teacher_step(inputs))[0]
 
-    def teacher_step(self, images: Tensor) -> Outputs | None:
+    def teacher_step(self, inputs: Any) -> Any:
         """What the teacher says about the images, without gradient; None where no loss asks it."""
         if self.teacher is None or not self.losses:
             return None
         self.teacher.eval()  # somebody may hold it and have switched it
         with torch.no_grad():
-            return self._teacher_forward(images, self.teacher_request)
+            return self._teacher_forward(inputs, self.teacher_request)
 
-    def student_step(
-        self, images: Tensor, target: Tensor | None, teacher_outputs: Outputs | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms as in `forward`, and the student's logits (B, K)."""
-        return self._student_forward(images, target, teacher_outputs)
+    def student_step(self, inputs: Any, target: Any, teacher_outputs: Any) -> tuple[dict[str, Tensor], Any]:
+        """The terms as in `forward`, and the student's answers."""
+        return self._student_forward(inputs, target, teacher_outputs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the student with its losses as one graph and the teacher as another, both whole."""
@@ -141,20 +149,20 @@ class Distiller(nn.Module):
         yield from ((f"student.{name}", p) for name, p in self.student.named_parameters() if p.requires_grad)
         yield from ((f"losses.{name}", p) for name, p in self.losses.named_parameters() if p.requires_grad)
 
-    def gradient_norms(self, images: Tensor, target: Tensor | None = None) -> dict[str, float]:
+    def gradient_norms(self, inputs: Any, target: Any = None) -> dict[str, float]:
         """Euclidean norm of each weighted term's gradient with respect to the student's parameters.
 
         Leaves parameters, gradients, buffers (the running statistics of BatchNorm) and the random state as they were.
         """
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        devices = [images.device] if images.device.type == "cuda" else []
+        devices = [inputs.device] if inputs.device.type == "cuda" else []
         norms: dict[str, float] = {}
         try:
             with torch.random.fork_rng(devices=devices), torch.enable_grad():
                 with torch.no_grad():
-                    teacher_outputs = self._run_teacher(images, self.teacher_request) if self.losses else None
-                terms, _ = self._run_student(images, target, teacher_outputs)
+                    teacher_outputs = self._run_teacher(inputs, self.teacher_request) if self.losses else None
+                terms, _ = self._run_student(inputs, target, teacher_outputs)
                 weights = dict(self.current_weights)
                 if "task" in terms:
                     weights["task"] = self.task_weight
@@ -183,26 +191,121 @@ class Distiller(nn.Module):
             self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
-    def _run_teacher(self, images: Tensor, request: Request) -> Outputs:
+    def _run_teacher(self, inputs: Any, request: Request) -> Any:
         assert self.teacher is not None
-        outputs: Outputs = self.teacher(images, request)
-        return outputs
+        return self.teacher(inputs, request)
 
-    def _run_student(
-        self, images: Tensor, target: Tensor | None, teacher_outputs: Outputs | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        outputs: Outputs = self.student(images, self.student_request)
-        terms: dict[str, Tensor] = {}
-        total = torch.zeros((), device=images.device)
-        if self.task_loss is not None and target is not None:
-            terms["task"] = self.task_loss(outputs.logits.float(), target)
+    def _run_student(self, inputs: Any, target: Any, teacher_outputs: Any) -> tuple[dict[str, Tensor], Any]:
+        outputs, terms, answers = self._answer(inputs, target)
+        total = torch.zeros((), device=inputs.device)
+        if "task" in terms:
             total = total + self.task_weight * terms["task"]
         if teacher_outputs is not None:
             for index, (name, loss) in enumerate(zip(self.loss_names, self.losses, strict=True)):
                 terms[name] = loss(outputs, teacher_outputs, target)
                 total = total + self.loss_weights[index] * terms[name]
         terms["total"] = total
-        return terms, outputs.logits
+        return terms, answers
+
+
+class Distiller(Distillation[VisionModel]):
+    """A frozen teacher, a student, and the losses between them, for classification.
+
+    `forward`, `student_step` and `gradient_norms` take images (B, 3, H, W), float in [0, 1], augmented, and as target class
+    indices (B,) or soft labels (B, K); the student's answers are its logits (B, K).
+
+    Args:
+        teacher: a model or its name; None trains the student alone.
+        student: a model or its name.
+        losses: a method such as "vitkd+nkd(gamma=1.0)", or what `build_losses` returned.
+        task_loss: student logits (B, K) and target to a scalar; cross-entropy by default. None for unlabelled images.
+        task_weight: its weight; "auto" is what the method was published with (of several methods the largest), 1 without any.
+
+    Raises:
+        UserError: a loss cannot be built for this pair, or compares logits of different classes.
+    """
+
+    def __init__(
+        self,
+        teacher: VisionModel | str | None,
+        student: VisionModel | str,
+        losses: str | Sequence[BuiltLoss] = "kd",
+        *,
+        task_loss: TaskLoss | None = F.cross_entropy,
+        task_weight: float | str = "auto",
+    ) -> None:
+        super().__init__(
+            load_model(teacher) if isinstance(teacher, str) else teacher,
+            load_model(student, pretrained=False) if isinstance(student, str) else student,
+            losses,
+            supervised=task_loss is not None,
+            task_weight=task_weight,
+        )
+        self.task_loss = task_loss
+
+    def _answer(self, inputs: Tensor, target: Tensor | None) -> tuple[Outputs, dict[str, Tensor], Tensor]:
+        outputs: Outputs = self.student(inputs, self.student_request)
+        if self.task_loss is None or target is None:
+            return outputs, {}, outputs.logits
+        return outputs, {"task": self.task_loss(outputs.logits.float(), target)}, outputs.logits
+
+
+class DetectionDistiller(Distillation[Detector]):
+    """A frozen teacher, a student, and the losses between them, for object detection and instance segmentation.
+
+    `forward`, `student_step` and `gradient_norms` take `Pictures` and as target a list of `Target`, one for each picture; the
+    student's answers are its `DetectionOutputs`. The supervised loss is the student library's own, and its parts are
+    returned beside it as `task/...`.
+
+    Args:
+        teacher: a detector or its name; None trains the student alone.
+        student: a detector or its name.
+        losses: a method such as "pkd" or "reviewkd(weight=1.2)", or what `build_losses` returned.
+        supervised: the student also learns from targets (boxes, labels, masks).
+        task_weight: weight of that; "auto" is what the method was published with.
+
+    Raises:
+        UserError: a loss cannot be built for this pair.
+    """
+
+    def __init__(
+        self,
+        teacher: Detector | str | None,
+        student: Detector | str,
+        losses: str | Sequence[BuiltLoss] = "pkd",
+        *,
+        supervised: bool = True,
+        task_weight: float | str = "auto",
+    ) -> None:
+        super().__init__(
+            load_detector(teacher) if isinstance(teacher, str) else teacher,
+            load_detector(student, pretrained=False) if isinstance(student, str) else student,
+            losses,
+            supervised=supervised,
+            task_weight=task_weight,
+        )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: a detector's graph depends on what it sees.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("Detectors are not compiled: their graphs change with the pictures. Leave --compile out.")
+
+    def _run_teacher(self, inputs: Pictures, request: Request) -> DetectionOutputs:
+        assert self.teacher is not None
+        outputs: DetectionOutputs = self.teacher(inputs, None, request)
+        return outputs
+
+    def _answer(
+        self, inputs: Pictures, target: Sequence[Target] | None
+    ) -> tuple[DetectionOutputs, dict[str, Tensor], DetectionOutputs]:
+        outputs: DetectionOutputs = self.student(inputs, target if self.supervised else None, self.student_request)
+        if not outputs.losses:
+            return outputs, {}, outputs
+        parts = {f"task/{name}": value for name, value in outputs.losses.items()}
+        return outputs, {"task": torch.stack(list(parts.values())).sum(), **parts}, outputs
 
 
 def _task_weight(asked: float | str, losses: Sequence[BuiltLoss], *, labelled: bool) -> float:
@@ -218,7 +321,7 @@ def _task_weight(asked: float | str, losses: Sequence[BuiltLoss], *, labelled: b
     return max((loss.module.default_task_weight for loss in losses), default=1.0)
 
 
-def describe_weights(distiller: Distiller) -> Mapping[str, float]:
+def describe_weights(distiller: Distillation[Any]) -> Mapping[str, float]:
     """Final weight of every term, for the recipe."""
     weights = {name: weight for name, weight, _ in distiller.schedule}
-    return {"task": distiller.task_weight, **weights} if distiller.task_loss is not None else weights
+    return {"task": distiller.task_weight, **weights} if distiller.supervised else weights

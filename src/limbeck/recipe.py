@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from limbeck.errors import MissingExtraError, UserError
 
@@ -20,19 +20,35 @@ R = TypeVar("R")
 RecipeT = TypeVar("RecipeT")
 
 Auto = Literal["auto"]
+Task = Literal["classification", "detection"]
+
+# Options that mean something for one task only. (Those of a particular verb are in its own recipe.)
+ONLY_FOR: dict[Task, tuple[str, ...]] = {
+    "classification": (
+        "label_smoothing", "mixup", "cutmix", "mix_prob", "mix_switch_prob", "crop", "pad", "crop_scale", "rand_augment",
+        "random_erasing", "eval_crop", "view_size", "drop_path", "input_size", "student_size", "teacher_size", "compile",
+        "max_train_images",
+    ),
+    "detection": ("short_side", "long_side", "scale_jitter", "short_sides", "backbone", "pseudo_score"),
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class TrainingRecipe:
     """How a network is trained, whatever teaches it.
 
+    Options marked [classification] or [detection] belong to that task and are refused with the other.
+
     Args:
-        data: digits | a folder of class folders | a folder of unlabelled images | FILE.npz | FILE.parquet or a
-            folder of parquet files | hf:NAME.
+        task: what the network does: name an image's class, or find objects with their boxes (and masks, where network and
+            data have them).
+        data: for classification digits | a folder of class folders | FILE.npz | FILE.parquet or a folder of parquet files |
+            hf:NAME; for detection shapes | coco:ANNOTATIONS.json,IMAGES | voc:FOLDER | yolo:FOLDER; for both, when
+            distilling, a folder of unlabelled images.
         out: the run's folder; auto makes a new one under runs/.
         resume: continue the run in --out from its last checkpoint; the result equals that of an uninterrupted run.
         epochs: passes over the training images.
-        batch_size: images per step and device.
+        batch_size: images per step and device; auto is 128 for classification, 8 for detection.
         optimizer: the optimiser.
         lr: peak learning rate; auto scales with the images per update: adamw 1e-3 * sqrt(n / 512), lamb
             5e-3 * sqrt(n / 2048), sgd 0.1 * n / 256.
@@ -47,23 +63,31 @@ class TrainingRecipe:
         min_lr_ratio: last rate of the cosine, relative to the peak.
         step_epochs: epochs after which the step schedule multiplies the rate; auto is 62.5, 75 and 87.5 % of epochs.
         step_gamma: the factor of each step.
-        label_smoothing: of the supervised loss.
-        mixup: alpha of Mixup; 0 switches it off.
-        cutmix: alpha of CutMix; 0 switches it off.
-        mix_prob: share of batches that are mixed when either is on.
-        mix_switch_prob: chance of CutMix instead of Mixup when both are on.
-        crop: training crop. pad pads and crops; resized is the random resized crop; none only resizes; auto takes pad for
-            images and views of at most 64 pixels, resized otherwise.
-        pad: pixels added on each side by that padding; auto is an eighth of the view's side (4 for 32 pixels).
-        crop_scale: smallest and largest area share of the random resized crop.
+        label_smoothing: [classification] of the supervised loss.
+        mixup: [classification] alpha of Mixup; 0 switches it off.
+        cutmix: [classification] alpha of CutMix; 0 switches it off.
+        mix_prob: [classification] share of batches that are mixed when either is on.
+        mix_switch_prob: [classification] chance of CutMix instead of Mixup when both are on.
+        crop: [classification] training crop. pad pads and crops; resized is the random resized crop; none only resizes; auto
+            takes pad for images and views of at most 64 pixels, resized otherwise.
+        pad: [classification] pixels added on each side by that padding; auto is an eighth of the view's side (4 for 32 pixels).
+        crop_scale: [classification] smallest and largest area share of the random resized crop.
         flip: chance of a horizontal flip; auto is 0 for digits (a mirrored digit is none), 0.5 otherwise.
-        rand_augment: a policy in timm's notation, such as rand-m9-mstd0.5-inc1.
+        rand_augment: [classification] a policy in timm's notation, such as rand-m9-mstd0.5-inc1.
         color_jitter: strength of brightness, contrast and saturation jitter.
-        random_erasing: chance that a rectangle of the image is erased.
-        eval_crop: share of the image's shorter side that the centre crop keeps when measuring.
-        view_size: side in pixels of the picture that both models are shown (each resizes it to its own input); auto is
-            the student's input side, or the larger of the two models' where the images are larger than that.
-        drop_path: stochastic depth rate of the trained network.
+        random_erasing: [classification] chance that a rectangle of the image is erased.
+        eval_crop: [classification] share of the image's shorter side that the centre crop keeps when measuring.
+        view_size: [classification] side in pixels of the picture that both models are shown (each resizes it to its own
+            input); auto is the student's input side, or the larger of the two models' where the images are larger than that.
+        drop_path: [classification] stochastic depth rate of the trained network.
+        short_side: [detection] pixels that an image's shorter side is resized to; auto is what the trained network wants. Both
+            models are shown the same picture.
+        long_side: [detection] the most that the longer side may have; auto keeps the network's own proportion to short_side.
+        scale_jitter: [detection] smallest and largest factor of a random resize of the training pictures; what then exceeds
+            the picture is cut off at random, and what falls short of it is filled with black.
+        short_sides: [detection] the training pictures' shorter side is one of these at random, multi-scale training.
+        backbone: [detection] the trained network's backbone: a classifier's name, or the folder of a run that trained or
+            distilled one, whose weights it then starts from.
         ema: decay of an exponential moving average of the weights, per update; the average is measured and saved.
         clip_grad: largest gradient norm.
         accumulate: batches per update.
@@ -89,10 +113,11 @@ class TrainingRecipe:
     """
 
     data: str
+    task: Task = "classification"
     out: str = "auto"
     resume: bool = False
     epochs: int = 100
-    batch_size: int = 128
+    batch_size: int | Auto = "auto"
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     lr: float | Auto = "auto"
     weight_decay: float | Auto = "auto"
@@ -119,6 +144,11 @@ class TrainingRecipe:
     eval_crop: float = 0.875
     view_size: int | Auto = "auto"
     drop_path: float = 0.0
+    short_side: int | Auto = "auto"
+    long_side: int | Auto = "auto"
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    short_sides: list[int] = field(default_factory=list)
+    backbone: str | None = None
     ema: float | None = None
     clip_grad: float | None = None
     accumulate: int = 1
@@ -147,8 +177,12 @@ class TrainingRecipe:
         Raises:
             UserError: naming the option, its value and what it may be.
         """
+        self._refuse_options_of_another_task()
         for name in ("epochs", "batch_size", "accumulate", "devices", "nodes", "eval_every", "log_every"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
+            _require(self, name, lambda value: value == "auto" or value >= 1, "at least 1")
+        for name in ("short_side", "long_side"):
+            _require(self, name, lambda value: value == "auto" or value >= 32, "at least 32 pixels")
+        _require(self, "scale_jitter", lambda value: 0 < value[0] <= value[1], "two factors, 0 < a <= b")
         for name in ("label_smoothing", "mix_prob", "mix_switch_prob", "random_erasing", "flip", "drop_path"):
             _require(self, name, lambda value: value == "auto" or 0 <= value <= 1, "between 0 and 1")
         _require(self, "val_fraction", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
@@ -168,6 +202,22 @@ class TrainingRecipe:
         if self.resume and self.out == "auto":
             raise UserError("--resume continues the run in a given folder; name that folder with --out.")
 
+    def settled(self) -> Self:
+        """The same with every "auto" decided that depends on nothing but the task."""
+        if self.batch_size != "auto":
+            return self
+        return dataclasses.replace(self, batch_size=128 if self.task == "classification" else 8)
+
+    def _refuse_options_of_another_task(self) -> None:
+        for task, names in ONLY_FOR.items():
+            if task == self.task:
+                continue
+            for option in dataclasses.fields(self):
+                if option.name in names and getattr(self, option.name) not in (option.default, []):
+                    raise UserError(
+                        f"--{option.name} is for --task {task}; this run's task is {self.task}. Leave it out."
+                    )
+
 
 @dataclass(kw_only=True)
 class TrainRecipe(TrainingRecipe):
@@ -178,7 +228,7 @@ class TrainRecipe(TrainingRecipe):
             package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights.
         pretrained: start from the library's weights; auto does so for names with a tag (deit3_small_patch16_224.fb_in1k),
             hub names and local weights, and starts from random numbers otherwise.
-        input_size: side in pixels of the model's input; auto is the model's own.
+        input_size: [classification] side in pixels of the model's input; auto is the model's own.
     """
 
     model: str
@@ -195,32 +245,44 @@ class DistillRecipe(TrainingRecipe):
             package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights.
         student: the small model, named in the same ways.
         method: none, or distillation losses joined with +, each with its options in parentheses:
-            "vitkd+nkd(gamma=1.0, weight=0.5)". `limbeck methods` lists them.
+            "vitkd+nkd(gamma=1.0, weight=0.5)". `limbeck methods` lists them. auto is kd for classification; for detection it
+            is query_kd between two networks of object queries, mask_kd between two of mask queries, and pkd otherwise.
         task_weight: weight of the supervised loss; auto is what the methods were published with (0 for unlabelled images).
         student_pretrained: start the student from its library's weights; auto does so for names with a tag
             (deit_tiny_patch16_224.fb_in1k), hub names and local weights.
-        student_size: side in pixels of the student's input; auto is the model's own.
-        teacher_size: the same for the teacher.
-        teacher_accuracy: the accuracy (0 to 1) that the teacher should reach on the validation images; the run stops when
-            it is more than 0.05 below.
+        student_size: [classification] side in pixels of the student's input; auto is the model's own.
+        teacher_size: [classification] the same for the teacher.
+        teacher_accuracy: the accuracy (for detection the AP of boxes), 0 to 1, that the teacher should reach on the
+            validation images; the run stops when it is more than 0.05 below.
         trust_teacher: go on although the teacher looks implausible.
+        pseudo_score: [detection] for unlabelled images: the teacher's detections with at least this score are learned as
+            objects.
     """
 
     teacher: str
     student: str
-    method: str = "kd"
+    method: str = "auto"
     task_weight: float | Auto = "auto"
     student_pretrained: bool | Auto = "auto"
     student_size: int | Auto = "auto"
     teacher_size: int | Auto = "auto"
     teacher_accuracy: float | None = None
     trust_teacher: bool = False
+    pseudo_score: float = 0.4
 
     def check(self) -> None:
         """As for any training; the expected accuracy is a share, not per cent."""
         super().check()
         _require(self, "teacher_accuracy", lambda value: value is None or 0 < value <= 1, "a share between 0 and 1")
         _require(self, "task_weight", lambda value: value == "auto" or value >= 0, "at least 0")
+        _require(self, "pseudo_score", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
+
+    def settled(self) -> Self:
+        """As for any training; and the method of a classifier."""
+        recipe = super().settled()
+        if recipe.method == "auto" and recipe.task == "classification":
+            recipe = dataclasses.replace(recipe, method="kd")
+        return recipe
 
 
 def from_recipe(recipe_class: Callable[P, RecipeT]) -> Callable[[Callable[[RecipeT], R]], Callable[P, R]]:
@@ -273,10 +335,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def as_plain(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values for YAML, tuples as lists."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(recipe).items()
-    }
+    """A recipe as plain values for YAML, tuples as lists; options of another task left out."""
+    foreign = [name for task, names in ONLY_FOR.items() if task != recipe.task for name in names]
+    values = dataclasses.asdict(recipe).items()
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values if key not in foreign}
 
 
 def _require(recipe: Any, name: str, holds: Callable[[Any], bool], expectation: str) -> None:

@@ -1,4 +1,4 @@
-"""What a page is built of: headings, large numbers, figures, tables and sample images."""
+"""What a page is built of: headings, large numbers, figures, tables and pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +53,31 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture with what is said about it.
+
+    Attributes:
+        source: a data URI.
+        title: the first line below it, in strong ink.
+        lines: further lines.
+    """
+
+    source: str
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under a heading: as many in a row as fit, or `columns` of them."""
+
+    title: str
+    pictures: Sequence[Picture]
+    text: str = ""
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading with what stands under it."""
 
@@ -62,3 +87,22 @@ class Section:
     plots: list[Plot] = field(default_factory=list)
     table: Table | None = None
     samples: list[ChosenSample] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the page says first: `sentence` is the verdict, `details` what qualifies it."""
+
+    sentence: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What a page says about a run of some task, but for what every page says."""
+
+    headline: Headline
+    cards: list[Card]
+    sections: list[Section]
+    warnings: list[str]

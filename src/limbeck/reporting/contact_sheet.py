@@ -12,6 +12,7 @@ INK = "#1b1f24"
 QUIET = "#57606a"
 MARGIN = 12
 BORDER = 4
+LARGEST_LETTERS = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def contact_sheet(items: Sequence[SheetItem], columns: int | Literal["auto"] = "
         raise ValueError("a contact sheet needs at least one picture")
     if thumb < 1 or (columns != "auto" and columns < 1):
         raise ValueError(f"columns and thumb must be at least 1, got {columns} and {thumb}")
-    font = ImageFont.load_default(size=max(9, round(thumb / 12)))
+    font = ImageFont.load_default(size=min(max(9, round(thumb / 12)), LARGEST_LETTERS))
     top, bottom = font.getbbox("Ågjpq|")[1::2]
     line_height = math.ceil((bottom - top) * 1.25)
     text_lines = 1 + max(len(item.lines) for item in items)

@@ -6,12 +6,15 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from limbeck.reporting.controls import Controls
 from limbeck.reporting.figure_style import CONTROL, OTHER, STUDENT, TEACHER, blank, label, line
-from limbeck.reporting.headline import Controls
 from limbeck.reporting.run_reader import Record, number
 
 TERMS = ("#57606a", "#1f5fa8", "#2f8f5b", "#8250a8", "#c2410c", "#0e7490", "#a16207")
 MOST_POINTS = 1200
+
+# Before the names of the parts that a detector reports of its own loss.
+OWN_TERM = "task/"
 
 
 def loss_curve(train: Sequence[Record]) -> go.Figure:
@@ -37,20 +40,8 @@ def accuracy_curve(val: Sequence[Record], teacher: float | None, controls: Contr
         other = series(val, key)[1]
         if np.isfinite(other).any():
             line(figure, x, other, weights, OTHER, dash="dot")
-    ends = [float(x.min()), float(x.max())] if len(x) else [0.0, 1.0]
-    if ends[0] == ends[1]:
-        ends = [ends[0] - 0.5, ends[1] + 0.5]
-    if teacher is not None:
-        line(figure, np.array(ends), np.array([teacher, teacher]), "teacher", TEACHER, dash="dash")
-    if controls is not None:
-        if controls.std is not None:
-            low, high = controls.mean - controls.std, controls.mean + controls.std
-            figure.add_scatter(
-                x=[*ends, *ends[::-1]], y=[low, low, high, high], fill="toself", fillcolor="rgba(107,114,128,0.18)",
-                line={"width": 0}, hoverinfo="skip", showlegend=False, mode="lines",
-            )  # fmt: skip
-        line(figure, np.array(ends), np.array([controls.mean] * 2), "control", CONTROL, dash="dot")
-    _as_shares(figure)
+    reference_lines(figure, x, teacher, controls)
+    as_shares(figure)
     return figure
 
 
@@ -59,7 +50,7 @@ def agreement_curve(val: Sequence[Record]) -> go.Figure:
     figure = blank("optimiser step", "same answer as the teacher")
     x, y = series(val, "agreement")
     line(figure, x, y, "agreement", STUDENT)
-    _as_shares(figure)
+    as_shares(figure)
     figure.update_layout(showlegend=False)
     return figure
 
@@ -91,6 +82,14 @@ def term_curve(train: Sequence[Record]) -> go.Figure:
     figure = blank("optimiser step", "unweighted term")
     for place, name in enumerate(term_names(train)):
         line(figure, *thin(*series(train, f"loss/{name}")), label(_term(name)), TERMS[place % len(TERMS)])
+    return _logarithmic(figure)
+
+
+def own_term_curve(train: Sequence[Record]) -> go.Figure:
+    """What the supervised loss is made of, over optimiser steps, on a logarithmic axis."""
+    figure = blank("optimiser step", "part of the supervised loss")
+    for place, name in enumerate(own_term_names(train)):
+        line(figure, *thin(*series(train, f"loss/{OWN_TERM}{name}")), label(name), TERMS[place % len(TERMS)])
     return _logarithmic(figure)
 
 
@@ -129,10 +128,36 @@ def time_bar(shares: dict[str, float]) -> go.Figure:
     return figure
 
 
+def reference_lines(
+    figure: go.Figure, x: NDArray[np.float64], teacher: float | None, controls: Controls | None
+) -> None:
+    """Add the teacher's and the controls' score as level lines over the steps `x`."""
+    ends = [float(x.min()), float(x.max())] if len(x) else [0.0, 1.0]
+    if ends[0] == ends[1]:
+        ends = [ends[0] - 0.5, ends[1] + 0.5]
+    if teacher is not None:
+        line(figure, np.array(ends), np.array([teacher, teacher]), "teacher", TEACHER, dash="dash")
+    if controls is not None:
+        if controls.std is not None:
+            low, high = controls.mean - controls.std, controls.mean + controls.std
+            figure.add_scatter(
+                x=[*ends, *ends[::-1]], y=[low, low, high, high], fill="toself", fillcolor="rgba(107,114,128,0.18)",
+                line={"width": 0}, hoverinfo="skip", showlegend=False, mode="lines",
+            )  # fmt: skip
+        line(figure, np.array(ends), np.array([controls.mean] * 2), "control", CONTROL, dash="dot")
+
+
 def term_names(train: Sequence[Record]) -> list[str]:
     """The loss terms that were logged, the supervised one first."""
     names = dict.fromkeys(key[5:] for record in train for key in record if key.startswith("loss/"))
-    return sorted((name for name in names if name != "total"), key=lambda name: name != "task")
+    terms = (name for name in names if name != "total" and not name.startswith(OWN_TERM))
+    return sorted(terms, key=lambda name: name != "task")
+
+
+def own_term_names(train: Sequence[Record]) -> list[str]:
+    """The terms that make up the supervised loss, where it was logged in parts."""
+    whole = f"loss/{OWN_TERM}"
+    return list(dict.fromkeys(key[len(whole) :] for record in train for key in record if key.startswith(whole)))
 
 
 def series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -167,7 +192,8 @@ def _logarithmic(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def _as_shares(figure: go.Figure) -> None:
+def as_shares(figure: go.Figure) -> None:
+    """Label the vertical axis in per cent."""
     # Without the clip, plotly puts a single point into the middle of a range that reaches below zero.
     figure.update_yaxes(
         tickformat=".0%" if _spread(figure) > 0.05 else ".1%", autorangeoptions={"clipmin": 0, "clipmax": 1.02}

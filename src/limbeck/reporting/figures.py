@@ -98,24 +98,39 @@ def cka_heatmap(similarity: Similarity, pairs: Sequence[tuple[str, str]]) -> go.
     return figure
 
 
-def class_accuracy(
-    names: Sequence[str], student: NDArray[np.float64], teacher: NDArray[np.float64] | None, images: NDArray[np.integer]
+def class_scores(
+    names: Sequence[str],
+    student: NDArray[np.float64],
+    teacher: NDArray[np.float64] | None,
+    counts: NDArray[np.integer],
+    *,
+    score: str,
+    counted: str,
 ) -> go.Figure:
-    """Accuracy of each class, student beside teacher: a row a class for up to 40 classes, a point a class beyond."""
-    present = np.flatnonzero(images > 0)
+    """A score of each class, student beside teacher: a row a class for up to 40 classes, a point a class beyond.
+
+    Args:
+        names: of the K classes.
+        student: (K,), 0 to 1.
+        teacher: (K,), or None without one.
+        counts: (K,) of what was scored; classes without any are left out.
+        score: its name, such as accuracy.
+        counted: what the counts are of, such as images.
+    """
+    present = np.flatnonzero(counts > 0)
     order = present[np.argsort(student[present], kind="stable")]
     hover = [
         f"{label(names[c], 40)}<br>student {student[c]:.1%}"
         + ("" if teacher is None else f"<br>teacher {teacher[c]:.1%}")
-        + f"<br>{images[c]} images"
+        + f"<br>{counts[c]} {counted}"
         for c in order
     ]
     if len(order) <= 40:
         return _class_rows(
-            [names[c] for c in order], student[order], None if teacher is None else teacher[order], hover
+            [names[c] for c in order], student[order], None if teacher is None else teacher[order], hover, score
         )
     if teacher is None:
-        figure = blank("classes, worst first", "accuracy")
+        figure = blank("classes, worst first", score)
         figure.add_bar(
             x=np.arange(len(order)), y=student[order], marker={"color": STUDENT}, hovertext=hover, hoverinfo="text"
         )
@@ -123,7 +138,7 @@ def class_accuracy(
         figure.update_yaxes(tickformat=".0%", range=[0, 1])
         figure.update_layout(bargap=0.15, hovermode="closest", showlegend=False)
         return figure
-    figure = blank("teacher's accuracy", "student's accuracy")
+    figure = blank(f"teacher's {score}", f"student's {score}")
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": INK, "width": 1, "dash": "dash"}, hoverinfo="skip"
     )
@@ -173,9 +188,13 @@ def _heat(
 
 
 def _class_rows(
-    names: Sequence[str], student: NDArray[np.float64], teacher: NDArray[np.float64] | None, hover: list[str]
+    names: Sequence[str],
+    student: NDArray[np.float64],
+    teacher: NDArray[np.float64] | None,
+    hover: list[str],
+    score: str,
 ) -> go.Figure:
-    figure = blank("accuracy", None)
+    figure = blank(score, None)
     place = np.arange(len(names))
     if teacher is not None:
         joined = np.stack([student, teacher, np.full(len(names), np.nan)], axis=1).ravel()
@@ -192,7 +211,7 @@ def _class_rows(
             marker={"color": TEACHER, "size": 10, "symbol": "diamond"},
         )  # fmt: skip
     figure.add_scatter(
-        x=student, y=place, mode="markers", name="accuracy" if teacher is None else "student", hovertext=hover,
+        x=student, y=place, mode="markers", name=score if teacher is None else "student", hovertext=hover,
         hoverinfo="text", marker={"color": STUDENT, "size": 10},
     )  # fmt: skip
     figure.update_xaxes(tickformat=".0%")

@@ -14,12 +14,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from limbeck.files import atomic_write
-from limbeck.reporting.headline import Controls, gather_controls, percent, write_headline
+from limbeck.reporting.classification_page import classification_page
+from limbeck.reporting.detection.page import detection_page
 from limbeck.reporting.run_reader import RunRecord, number, read_run
-from limbeck.reporting.sections import all_sections, headline_cards, predictions_accuracy, short
+from limbeck.reporting.wording import capital, percent
 
 # Longer lists, such as the names of all validation images, are cut to this many items.
 LISTED = 12
+
+PAGES = {"classification": classification_page, "detection": detection_page}
 
 
 def write_report(run: str | Path, *, controls: Sequence[str | Path] = (), out: str | Path | None = None) -> Path:
@@ -36,19 +39,18 @@ def write_report(run: str | Path, *, controls: Sequence[str | Path] = (), out: s
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        UserError: a folder is no run, or a control was distilled.
+        UserError: a folder is no run, or a control was distilled or learned another task.
     """
     record = read_run(run)
     control_runs = [read_run(folder) for folder in controls]
-    gathered = gather_controls(record, control_runs)
-    headline = write_headline(record, gathered, control_runs)
+    content = PAGES[record.task](record, control_runs)
     page = _environment().get_template("page.html.jinja").render(
         run=record,
         subtitle=_subtitle(record),
-        headline=headline,
-        cards=headline_cards(record, gathered),
-        sections=all_sections(record, gathered),
-        warnings=_warnings(record, gathered, control_runs),
+        headline=content.headline,
+        cards=content.cards,
+        sections=content.sections,
+        warnings=content.warnings,
         notes=_texts(record.summary.get("notes")),
         recipe=flatten(record.recipe) + flatten(record.provenance, "provenance."),
         class_names=record.class_names,
@@ -83,7 +85,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    environment.filters["short"] = short
     style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     environment.globals["style"] = Markup(style)
     environment.filters["inline_json"] = Markup
@@ -104,27 +105,7 @@ def _subtitle(run: RunRecord) -> str:
     epochs = number(recipe.get("epochs"))
     parts.append(f"{epochs:g} epoch{'s' * (epochs != 1)}" if epochs is not None else "")
     text = " · ".join(part for part in parts if part)
-    return text[:1].upper() + text[1:]
-
-
-def _warnings(run: RunRecord, controls: Controls | None, control_runs: Sequence[RunRecord]) -> list[str]:
-    found = [] if controls is None else list(controls.warnings)
-    if controls is None and control_runs:
-        found.append("None of the given controls has an accuracy yet.")
-    broken = [r for r in run.train if "loss/total" in r and number(r["loss/total"]) is None]
-    if broken:
-        found.append(
-            f"The training loss was not a finite number in {len(broken)} of {len(run.train)} records, first at step "
-            f"{broken[0].get('step', 'unknown')}. A lower learning rate, a longer warm-up or 32-bit precision may help."
-        )
-    if run.predictions is not None and run.accuracy is not None:
-        counted = predictions_accuracy(run.predictions)
-        if abs(counted - run.accuracy) > 0.005:
-            found.append(
-                f"predictions.npz gives the student {percent(counted)}, the headline {percent(run.accuracy)}: the two "
-                "are not of the same weights, so calibration, confusions and samples describe other weights."
-            )
-    return found
+    return capital(text)
 
 
 def _texts(value: Any) -> list[str]:

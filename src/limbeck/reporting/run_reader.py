@@ -17,6 +17,12 @@ import yaml
 from numpy.typing import NDArray
 
 from limbeck.errors import UserError
+from limbeck.reporting.detection import pictures, score_file, stored
+from limbeck.reporting.detection.pictures import SamplePicture
+from limbeck.reporting.detection.score_file import ScoreFile
+from limbeck.reporting.detection.stored import StoredDetections
+
+TASKS = ("classification", "detection")
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -81,7 +87,8 @@ class RunRecord:
         provenance: provenance.yaml (versions, data, weights); empty when missing.
         summary: summary.json; empty when missing.
         train, val, gradients: records of metrics.jsonl by kind, in order of their step.
-        predictions, similarity, samples: None when missing.
+        predictions, similarity, samples: what a classification run leaves; None when missing.
+        detections, scores, pictures: what a detection run leaves; None or empty when missing.
         missing: what could not be read, and why.
     """
 
@@ -95,12 +102,23 @@ class RunRecord:
     predictions: Predictions | None = None
     similarity: Similarity | None = None
     samples: Samples | None = None
+    detections: StoredDetections | None = None
+    scores: ScoreFile | None = None
+    pictures: list[SamplePicture] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What the run calls itself, or its folder's name."""
         return str(self.summary.get("name") or self.path.resolve().name)
+
+    @property
+    def task(self) -> str:
+        """What the run learned, one of `TASKS`: as it says itself; else by what it measured."""
+        for given in (self.summary.get("task"), self.recipe.get("task")):
+            if given in TASKS:
+                return str(given)
+        return "detection" if any("ap" in record for record in self.val) else "classification"
 
     @property
     def has_teacher(self) -> bool:
@@ -114,7 +132,7 @@ class RunRecord:
     @property
     def accuracy(self) -> float | None:
         """Validation accuracy of the last epoch, 0 to 1: the summary's, or the last one measured before a stop."""
-        return number(_within(self.summary, "accuracy", "last"), self.last_measured("accuracy"))
+        return number(within(self.summary, "accuracy", "last"), self.last_measured("accuracy"))
 
     @property
     def teacher_accuracy(self) -> float | None:
@@ -150,6 +168,14 @@ def number(*values: Any) -> float | None:
     return None
 
 
+def within(record: Record, *keys: str) -> Any:
+    """The value under nested keys; None where one of them is missing."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def read_run(path: str | Path) -> RunRecord:
     """Read a run's folder.
 
@@ -177,6 +203,14 @@ def read_run(path: str | Path) -> RunRecord:
     records = _optional(run, "metrics.jsonl", "The learning curves", lambda file: _read_metrics(run, file)) or []
     for kind, kept in (("train", run.train), ("val", run.val), ("gradients", run.gradients)):
         kept += _in_order([r for r in records if r.get("kind") == kind])
+    if run.task == "detection":
+        _read_detection(run)
+    else:
+        _read_classification(run)
+    return run
+
+
+def _read_classification(run: RunRecord) -> None:
     run.predictions = _optional(
         run, "predictions.npz", "Calibration, confusions, per-class accuracy and sample images", _read_predictions
     )
@@ -187,7 +221,26 @@ def read_run(path: str | Path) -> RunRecord:
             run.missing["The teacher's calibration and answers"] = (
                 "predictions.npz holds no teacher logits of the student's classes"
             )
-    return run
+
+
+def _read_detection(run: RunRecord) -> None:
+    run.scores = _optional(
+        run, score_file.FILE, "The tables of average precision and precision-recall curves", score_file.read_scores
+    )
+    what = "Mistakes by kind, their galleries, and the models side by side"
+    run.detections = _optional(run, stored.FILE, what, stored.read_stored)
+    if run.detections is None:
+        return
+    number_of_images = len(run.detections.ids)
+    read = _optional(
+        run, pictures.FILE, "The sample images", lambda file: pictures.read_pictures(file, number_of_images)
+    )
+    run.pictures, lost = read or ([], [])
+    if lost:
+        are = "file of samples/ is" if len(lost) == 1 else "files of samples/ are"
+        run.missing["Some sample images"] = f"{len(lost)} {are} missing or damaged: {', '.join(lost)}"
+    if run.has_teacher and run.detections.teacher is None:
+        run.missing["The teacher's detections"] = f"{stored.FILE} holds the student's alone"
 
 
 def _top(logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -287,10 +340,3 @@ def _read_samples(file: Path) -> Samples:
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(index) != len(images):
         raise ValueError(f"expected 8-bit images (M, H, W, 3) and index (M,), got {images.shape} and {index.shape}")
     return Samples(images, index.astype(np.int64))
-
-
-def _within(record: Record, *keys: str) -> Any:
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

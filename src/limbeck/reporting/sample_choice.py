@@ -10,6 +10,7 @@ from PIL import Image
 from limbeck.reporting.calibration import softmax
 from limbeck.reporting.contact_sheet import fit
 from limbeck.reporting.run_reader import Predictions, Samples
+from limbeck.reporting.turns import in_turn
 
 # Pictures are kept small, so that two dozen of them do not weigh more than the rest of the page.
 SIDE = 144
@@ -71,7 +72,7 @@ def choose_samples(predictions: Predictions, samples: Samples, count: int = 24) 
     for kind, members in enumerate(kinds):
         sign = 1 if kind == 4 else -1
         members.sort(key=lambda i: sign * student_answers[i].confidence)
-    picked = [*_in_turn(kinds[:4]), *kinds[4]][:count]
+    picked = [*in_turn(kinds[:4]), *kinds[4]][:count]
     # The page shows the kinds one after the other, so that like stands beside like.
     picked.sort(key=lambda i: _kind(student_answers[i], teacher_answers[i]))
     return [
@@ -106,8 +107,3 @@ def _kind(student: Answer, teacher: Answer | None) -> int:
     if teacher.right:
         return 0
     return 1 if student.predicted != teacher.predicted else 2
-
-
-def _in_turn(groups: list[list[int]]) -> list[int]:
-    longest = max(len(group) for group in groups)
-    return [group[turn] for turn in range(longest) for group in groups if turn < len(group)]

@@ -1,10 +1,9 @@
-"""What the page says, section by section: words, figures and tables made from a run's record.
+"""What the page of a classification run says, section by section: words, figures and tables made from its record.
 
 A section whose files are missing is left out here; `page` lists what is missing and why.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,22 @@ from limbeck.reporting import curves, figures
 from limbeck.reporting.blocks import Card, Plot, Section, Table
 from limbeck.reporting.calibration import Reliability, reliability, softmax
 from limbeck.reporting.confusion import confusion_rows, most_confused, recall, worst_classes
+from limbeck.reporting.controls import Controls
 from limbeck.reporting.figure_style import STUDENT, TEACHER
-from limbeck.reporting.headline import Controls, percent
-from limbeck.reporting.run_reader import Predictions, Record, RunRecord, number
+from limbeck.reporting.run_reader import Predictions, RunRecord, number
 from limbeck.reporting.sample_choice import choose_samples
+from limbeck.reporting.training_sections import (
+    control_card,
+    loss_plot,
+    measured,
+    pair_records,
+    pairs,
+    reference_caption,
+    size_cards,
+    speed,
+    terms,
+)
+from limbeck.reporting.wording import percent
 
 BINS = 15
 LARGEST_FULL_MATRIX = 12
@@ -35,19 +46,8 @@ def headline_cards(run: RunRecord, controls: Controls | None) -> list[Card]:
         cards.append(
             Card("Teacher accuracy", percent(teacher), "same images" if teacher is not None else "not recorded")
         )
-        if controls is None:
-            cards.append(Card("Control accuracy", "n/a", "none given"))
-        else:
-            n = len(controls.accuracies)
-            note = "one run, last epoch" if n == 1 else f"mean ± std of {n} runs, last epoch"
-            cards.append(Card("Control accuracy", controls.text, note))
-    for key, title in (("parameters", "Parameters"), ("macs", "Multiply-adds per image")):
-        sizes = run.summary.get(key)
-        student = number(sizes.get("student")) if isinstance(sizes, dict) else None
-        larger = number(sizes.get("teacher")) if isinstance(sizes, dict) else None
-        if student is not None:
-            note = f"teacher {short(larger)}: {larger / student:.1f} times as many" if larger and student else ""
-            cards.append(Card(title, short(student), note))
+        cards.append(control_card(controls, "Control accuracy"))
+    cards += size_cards(run)
     if run.agreement is not None:
         cards.append(Card("Agreement with teacher", percent(run.agreement), "same top-1 answer"))
     return cards
@@ -57,67 +57,31 @@ def all_sections(run: RunRecord, controls: Controls | None) -> list[Section]:
     """Every section for which the run has something to show, in reading order."""
     found = [
         _learning(run, controls),
-        _terms(run),
+        terms(run),
         _agreement(run),
         _calibration(run),
         _confusion(run),
         _classes(run),
         _similarity(run),
         _samples(run),
-        _speed(run),
-        _pairs(run),
+        speed(run),
+        pairs(run),
     ]
     return [section for section in found if section is not None]
 
 
-def short(value: float | None) -> str:
-    """A large count in three significant digits with k, M, G or T."""
-    if value is None:
-        return "n/a"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 0.9995 * size:
-            scaled = value / size
-            return f"{scaled:.{0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2}f} {unit}"
-    return f"{value:.0f}"
-
-
 def _learning(run: RunRecord, controls: Controls | None) -> Section | None:
-    plots = []
-    if _measured(run.train, "loss/total"):
-        caption = "The total is the weighted sum of all terms." if len(curves.term_names(run.train)) > 1 else ""
-        plots.append(Plot("Training loss", caption, curves.loss_curve(run.train)))
-    if _measured(run.val, "accuracy"):
-        lines = [
-            "dashed: the teacher" if run.teacher_accuracy is not None else "",
-            "dotted: the control" + (" with its standard deviation" if controls and controls.std is not None else "")
-            if controls
-            else "",
-        ]
-        text = "; ".join(line for line in lines if line)
-        caption = f"Top-1, on the validation images{f' ({text})' if text else ''}."
+    plots = [loss_plot(run)]
+    if measured(run.val, "accuracy"):
+        caption = f"Top-1, on the validation images{reference_caption(run.teacher_accuracy, controls)}."
         figure = curves.accuracy_curve(run.val, run.teacher_accuracy, controls)
         plots.append(Plot("Validation accuracy", caption, figure))
-    return Section("learning", "Learning curves", plots=plots) if plots else None
-
-
-def _terms(run: RunRecord) -> Section | None:
-    plots = []
-    if len(curves.term_names(run.train)) > 1:
-        caption = (
-            "Each term times its weight, as a share of their sum. A term that fills the picture drowns the others."
-        )
-        # An area needs two points to be seen.
-        if len(run.train) > 1:
-            plots.append(Plot("Weighted share of each term", caption, curves.share_curve(run.train)))
-        plots.append(Plot("Each term, unweighted", "Logarithmic axis.", curves.term_curve(run.train)))
-    if any(number(value) for record in run.gradients for key, value in record.items() if key not in ("epoch", "step")):
-        caption = "How hard each weighted term pulls on the student's parameters; logarithmic axis."
-        plots.append(Plot("Gradient norm of each term", caption, curves.gradient_curve(run.gradients), 280, wide=True))
-    return Section("terms", "Loss terms", plots=plots) if plots else None
+    shown = [plot for plot in plots if plot is not None]
+    return Section("learning", "Learning curves", plots=shown) if shown else None
 
 
 def _agreement(run: RunRecord) -> Section | None:
-    if not _measured(run.val, "agreement"):
+    if not measured(run.val, "agreement"):
         return None
     caption = "Share of the validation images on which both give the same top-1 answer, right or wrong."
     text = []
@@ -192,8 +156,8 @@ def _confusion(run: RunRecord) -> Section | None:
     figure = figures.confusion_heatmap(counts, [names[c] for c in classes], columns, images[classes])
     height = 130 + 34 * max(3, len(classes))
     who = " of the student" if run.has_teacher else ""
-    pairs = most_confused(p.labels, guess, 12)
-    rows = [(names[c.truth], names[c.predicted], str(c.count), percent(c.share, 1)) for c in pairs]
+    confused = most_confused(p.labels, guess, 12)
+    rows = [(names[c.truth], names[c.predicted], str(c.count), percent(c.share, 1)) for c in confused]
     table = Table(("Truth", "Answer", "Images", "Of the class"), rows, (2, 3), "Most frequent mistakes" + who)
     return Section(
         "confusion",
@@ -218,7 +182,7 @@ def _classes(run: RunRecord) -> Section | None:
     student = recall(p.labels, p.student_top, k)
     teacher = None if p.teacher_top is None else recall(p.labels, p.teacher_top, k)
     shown = int((images > 0).sum())
-    figure = figures.class_accuracy(run.class_names, student, teacher, images)
+    figure = figures.class_scores(run.class_names, student, teacher, images, score="accuracy", counted="images")
     if shown <= 40:
         height, caption = 90 + 24 * shown, "Worst class first."
     elif teacher is not None:
@@ -243,18 +207,18 @@ def _similarity(run: RunRecord) -> Section | None:
     if run.similarity is None:
         return None
     # A loss may read a level before its last activation, under a name of its own.
-    pairs = [
+    joined = [
         (str(pair.get("student")).removesuffix(".pre"), str(pair.get("teacher")).removesuffix(".pre"))
-        for pair in _pair_records(run)
+        for pair in pair_records(run)
     ]
     rows, columns = run.similarity.student_levels, run.similarity.teacher_levels
-    ringed = any(s in rows and t in columns for s, t in pairs)
+    ringed = any(s in rows and t in columns for s, t in joined)
     caption = (
         "Linear centred kernel alignment (Kornblith et al. 2019) of pooled features: 0 unlike, 1 alike up to "
         "rotation and scale." + (" Frames mark the pairs that a loss joins." if ringed else "")
     )
     height = max(240, 120 + min(34, 700 // len(rows)) * len(rows))
-    figure = figures.cka_heatmap(run.similarity, pairs)
+    figure = figures.cka_heatmap(run.similarity, joined)
     plot = Plot("Student levels against teacher levels", caption, figure, height, True, True, _matrix_width(columns))
     return Section("similarity", "Similarity of the features", plots=[plot])
 
@@ -267,69 +231,6 @@ def _samples(run: RunRecord) -> Section | None:
         return None
     text = "Mistakes and disagreements first, most confident first; the per cent are the models' confidences."
     return Section("samples", "Sample images", [text], samples=chosen)
-
-
-def _speed(run: RunRecord) -> Section | None:
-    plots, text = [], []
-    seconds, rate = number(run.summary.get("seconds")), number(run.summary.get("images_per_second"))
-    if seconds is not None:
-        text.append(f"The run took {duration(seconds)}" + (f" at {rate:,.0f} images per second." if rate else "."))
-    if _measured(run.train, "images_per_second"):
-        plots.append(Plot("Throughput of training", "", curves.throughput_curve(run.train), 240))
-    shares = time_shares(run.train)
-    if shares:
-        plots.append(Plot("Where the time goes", "Median over the run.", curves.time_bar(shares), 170))
-        if shares.get("data", 0) > 0.4:
-            text.append(
-                f"Waiting for data takes {percent(shares['data'], 0)} of the time: more workers (--num_workers), "
-                "smaller stored images or a faster disk would speed this run up."
-            )
-    return Section("speed", "Speed", text, plots) if plots or text else None
-
-
-def time_shares(train: Sequence[Record]) -> dict[str, float]:
-    """Median share of the time for data, teacher, student and the rest; empty when none was measured."""
-    medians: dict[str, float] = {}
-    for name in ("data", "teacher", "student"):
-        values = [v for v in (number(record.get(f"time/{name}")) for record in train) if v is not None]
-        if values:
-            medians[name] = float(np.median(values))
-    whole = sum(medians.values())
-    if not medians or whole <= 0:
-        return {}
-    if whole > 1:
-        return {name: share / whole for name, share in medians.items()}
-    return {**medians, "other": 1 - whole} if whole < 0.995 else medians
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest fitting units."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days} d {h} h"
-    if hours:
-        return f"{hours} h {m} min"
-    return f"{m} min {s} s" if m else f"{s} s"
-
-
-def _pairs(run: RunRecord) -> Section | None:
-    rows = [(str(p.get("loss", "")), str(p.get("student", "")), str(p.get("teacher", ""))) for p in _pair_records(run)]
-    if not rows:
-        return None
-    return Section(
-        "pairs", "Which level learned from which", table=Table(("Loss", "Student level", "Teacher level"), rows)
-    )
-
-
-def _pair_records(run: RunRecord) -> list[dict[str, Any]]:
-    pairs = run.summary.get("pairs")
-    return [pair for pair in pairs if isinstance(pair, dict)] if isinstance(pairs, list) else []
-
-
-def _measured(records: Sequence[Record], key: str) -> bool:
-    return any(number(record.get(key)) is not None for record in records)
 
 
 def predictions_accuracy(predictions: Predictions) -> float:

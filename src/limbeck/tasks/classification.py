@@ -1,6 +1,6 @@
 """Image classification: targets, the supervised loss, mixing of images, and measurement."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from timm.data.mixup import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from limbeck.models.base import VisionModel
+from limbeck.tasks.base import Batch, Task
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Cross-entropy with label smoothing, and Mixup/CutMix of whole batches.
 
     Both models are shown the mixed images, and label-reading losses the mixed labels. Smoothing belongs to the
@@ -27,7 +28,14 @@ class ClassificationTask:
         mixup, cutmix: alpha of the Beta distributions; 0 is off.
         mix_prob: share of batches that are mixed.
         mix_switch_prob: chance of CutMix when both are on.
+
+    Attributes:
+        teacher_logits: (N, K), the teacher's answers to the validation images, with which the student's are compared;
+            None without.
     """
+
+    main_score = "accuracy"
+    teacher_logits: NDArray[np.float32] | None = None
 
     def __init__(
         self,
@@ -48,6 +56,34 @@ class ClassificationTask:
             if mixup or cutmix
             else None
         )
+
+    def learn_from(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mixed images and labels."""
+        images, target = self.mix(batch["image"], batch["label"])
+        return images.contiguous(memory_format=torch.channels_last), target
+
+    def few(self, inputs: Tensor, target: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
+        """The first `most` images."""
+        return inputs[:most], None if target is None else target[:most]
+
+    def tensors(self, inputs: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+        """`images`, and `target`: class indices, or soft labels where the batch was mixed."""
+        return {"images": inputs} if target is None else {"images": inputs, "target": target}
+
+    def answers(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Logits (K,) and label of each image."""
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        logits = model(images).logits.float().cpu()
+        return list(zip(logits, batch["label"].cpu(), strict=True))
+
+    def measure(self, answers: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Accuracy, loss and, where the teacher's answers are known, the agreement with them."""
+        logits = torch.stack([answer[0] for answer in answers])
+        measured = measure(logits, torch.stack([answer[1] for answer in answers]))
+        values = {"accuracy": measured.accuracy, "loss": measured.nll}
+        if self.teacher_logits is not None and self.teacher_logits.shape == tuple(logits.shape):
+            values["agreement"] = agreement(logits, self.teacher_logits)
+        return values
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of (B, K) logits against class indices (B,) or soft labels (B, K)."""

@@ -19,7 +19,7 @@ class StoppedByUserError(UserError):
 
 
 class Checkpoints(Callback):
-    """Writes last.ckpt after every epoch (and every so many steps), best.ckpt at the best validation accuracy.
+    """Writes last.ckpt after every epoch (and every so many steps), best.ckpt at the best validation score.
 
     A checkpoint appears only when it is complete. Ctrl-C (or SIGTERM) lets the current step end, writes last.ckpt and
     stops; a second Ctrl-C stops at once, and the previous checkpoint stands.
@@ -74,9 +74,8 @@ class Checkpoints(Callback):
         if records is not None:
             measured = records.of("val")
             is_best = bool(measured) and measured[-1]["epoch"] == trainer.current_epoch
-            is_best = is_best and measured[-1]["accuracy"] > max(
-                (row["accuracy"] for row in measured[:-1]), default=-1.0
-            )
+            main = pl_module.task.main_score
+            is_best = is_best and measured[-1][main] > max((row[main] for row in measured[:-1]), default=-1.0)
             records.write_csv()
         is_best = trainer.strategy.broadcast(is_best)
         self._save(trainer)

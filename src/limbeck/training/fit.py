@@ -7,16 +7,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger
-from numpy.typing import NDArray
 
 from limbeck.data.loader import ResumableLoader
-from limbeck.distiller import Distiller
+from limbeck.distiller import Distillation
 from limbeck.recipe import TrainingRecipe
 from limbeck.run import Run, process_rank
-from limbeck.tasks.classification import ClassificationTask
+from limbeck.tasks.base import Batch, Task
 from limbeck.training.checkpoints import Checkpoints
 from limbeck.training.module import TrainingModule
 from limbeck.training.progress import Progress
@@ -47,25 +45,22 @@ def main_device(accelerator: str) -> torch.device:
 
 
 def fit(
-    distiller: Distiller,
-    task: ClassificationTask,
+    distiller: Distillation[Any],
+    task: Task,
     recipe: TrainingRecipe,
     run: Run,
     train_loader: ResumableLoader,
-    val_loader: Iterable[dict[str, torch.Tensor]] | None,
-    *,
-    teacher_logits: NDArray[np.float32] | None = None,
+    val_loader: Iterable[Batch] | None,
 ) -> TrainingModule:
     """Train the distiller's student.
 
     Args:
         distiller: built for this data.
-        task: mixing and supervised loss.
+        task: what is learned from a batch, and how answers are measured.
         recipe: fully resolved.
         run: an existing folder; with `recipe.resume` it holds the checkpoint to start from.
         train_loader: images to learn from, resumable within an epoch.
         val_loader: images to measure on after every `eval_every` epochs; None for unlabelled data without any.
-        teacher_logits: the teacher's answers on the validation images, in order.
 
     Returns:
         The trained module; its `measured_student` is the network to keep.
@@ -74,7 +69,7 @@ def fit(
         UserError: the loss is not a number, the disk is full, or the user stopped the run.
     """
     updates = -(-len(train_loader) // recipe.accumulate)
-    module = TrainingModule(distiller, task, recipe, run, updates_per_epoch=updates, teacher_logits=teacher_logits)
+    module = TrainingModule(distiller, task, recipe, run, updates_per_epoch=updates)
     if recipe.compile:
         distiller.compile()
     resume_from = run.last_checkpoint if recipe.resume else None

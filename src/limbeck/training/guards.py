@@ -22,8 +22,7 @@ class _Pending:
     step: int
     values: Tensor
     names: list[str]
-    images: Tensor
-    target: Tensor
+    batch: dict[str, Tensor]
     ready: torch.cuda.Event | None
 
 
@@ -41,8 +40,8 @@ class FiniteGuard:
         self.folder = folder
         self.pending: deque[_Pending] = deque()
 
-    def watch(self, step: int, terms: dict[str, Tensor], images: Tensor, target: Tensor) -> None:
-        """Take note of a step's terms (scalars by name).
+    def watch(self, step: int, terms: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
+        """Take note of a step's terms (scalars by name) and of its batch, whose pictures are called `images`.
 
         Raises:
             NotFiniteError: a term of this step, or on a GPU of one of the two before, is not finite.
@@ -53,7 +52,7 @@ class FiniteGuard:
             values = values.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self.pending.append(_Pending(step, values, list(terms), images, target, ready))
+        self.pending.append(_Pending(step, values, list(terms), batch, ready))
         self.check(keep=2 if ready is not None else 0)
 
     def check(self, keep: int = 0) -> None:
@@ -70,14 +69,10 @@ class FiniteGuard:
         bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
         culprit = next((name for name in bad if name != "total"), "total")
         batch = self.folder / f"bad_batch_step{noted.step}.safetensors"
-        # "target" holds class indices, or soft labels when the batch was mixed.
-        tensors = {
-            "images": noted.images.detach().cpu().contiguous(),
-            "target": noted.target.detach().cpu().contiguous(),
-        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in noted.batch.items()}
         with atomic_write(batch) as file:
             file.write(save(tensors, metadata={"step": str(noted.step), "terms": json.dumps(values)}))
-        input_is_bad = not bool(torch.isfinite(noted.images).all())
+        input_is_bad = not bool(torch.isfinite(noted.batch["images"]).all())
         cause = (
             "The images themselves hold values that are not finite."
             if input_is_bad

@@ -6,14 +6,13 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from limbeck.distiller import Distiller
+from limbeck.distiller import Distillation
 from limbeck.recipe import TrainingRecipe
 from limbeck.run import Run
-from limbeck.tasks.classification import ClassificationTask, agreement, measure
+from limbeck.tasks.base import Batch, Task
 from limbeck.training.guards import FiniteGuard
 from limbeck.training.optimisers import make_optimizer, make_scheduler
 from limbeck.training.randomness import seed_everything
@@ -28,22 +27,20 @@ class TrainingModule(lightning.LightningModule):
 
     Args:
         distiller: student, teacher and losses.
-        task: mixing of images.
+        task: what is learned from a batch, and how answers are measured.
         recipe: fully resolved.
         run: where records and bad batches go.
         updates_per_epoch: optimiser steps in an epoch.
-        teacher_logits: (N, K), the teacher's answers on the validation images, for the agreement; None without.
     """
 
     def __init__(
         self,
-        distiller: Distiller,
-        task: ClassificationTask,
+        distiller: Distillation[Any],
+        task: Task,
         recipe: TrainingRecipe,
         run: Run,
         *,
         updates_per_epoch: int,
-        teacher_logits: NDArray[np.float32] | None = None,
     ) -> None:
         super().__init__()
         # Convolutions are up to eight times as fast with the channels last, on CPUs as on GPUs.
@@ -51,7 +48,6 @@ class TrainingModule(lightning.LightningModule):
         self.task = task
         self.recipe = recipe
         self.updates_per_epoch = updates_per_epoch
-        self.teacher_logits = teacher_logits
         self.ema = (
             AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
             if recipe.ema
@@ -67,7 +63,7 @@ class TrainingModule(lightning.LightningModule):
         self._interval_sums: dict[str, Tensor] = {}
         self._interval_steps = 0
         self._interval_began = self._batch_ended = time.perf_counter()
-        self._val_outputs: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._val_answers: list[tuple[Tensor, list[Any], list[Any] | None]] = []
 
     @property
     def measured_student(self) -> torch.nn.Module:
@@ -95,23 +91,23 @@ class TrainingModule(lightning.LightningModule):
         self._timer = StageTimer(self.device)
         self._interval_began = self._batch_ended = time.perf_counter()
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make this step's random numbers a function of its place in the run."""
         self._timer.add("data", time.perf_counter() - self._batch_ended)
         seed_everything("step", self.recipe.seed, self.global_rank, self.current_epoch, batch_idx)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One pass of teacher, student and losses over a batch."""
-        labelled = self.distiller.task_loss is not None
-        images, target = self.task.mix(batch["image"], batch["label"])
-        images = images.contiguous(memory_format=torch.channels_last)
+        inputs, target = self.task.learn_from(batch)
+        if not self.distiller.supervised:
+            target = None
         if batch_idx == 0 and self.records is not None:
-            few = images[:GRADIENT_IMAGES], target[:GRADIENT_IMAGES] if labelled else None
+            few = self.task.few(inputs, target, GRADIENT_IMAGES)
             self._record("gradients", self.distiller.gradient_norms(*few))
         with self._timer.stage("teacher"):
-            teacher_outputs = self.distiller.teacher_step(images)
-        terms, _ = self.distiller.student_step(images, target if labelled else None, teacher_outputs)
-        self.guard.watch(self.global_step, terms, images, target)
+            teacher_outputs = self.distiller.teacher_step(inputs)
+        terms, _ = self.distiller.student_step(inputs, target, teacher_outputs)
+        self.guard.watch(self.global_step, terms, self.task.tensors(inputs, target))
         for name, value in terms.items():
             self._interval_sums[name] = self._interval_sums.get(name, 0) + value.detach()
         self._interval_steps += 1
@@ -123,7 +119,7 @@ class TrainingModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.update_parameters(self.distiller.student)
 
-    def end_batch(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def end_batch(self, batch: Batch, batch_idx: int) -> None:
         """Write a line of metrics where one is due.
 
         Called by the checkpoint callback, which must come after it: Lightning runs callbacks before the module's own hook.
@@ -133,19 +129,18 @@ class TrainingModule(lightning.LightningModule):
         if is_last:
             self.guard.check()
         if is_last or (batch_idx + 1) % self.recipe.log_every == 0:
-            self._end_interval(len(batch["image"]))
+            self._end_interval(len(batch["index"]))
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the student's answers."""
-        images = batch["image"].contiguous(memory_format=torch.channels_last)
-        logits = self.distiller.student(images).logits.float().cpu()
-        averaged = self.ema.module(images).logits.float().cpu() if self.ema is not None else None
-        self._val_outputs.append((batch["index"].cpu(), batch["label"].cpu(), logits, averaged))
+        answers = self.task.answers(self.distiller.student, batch)
+        averaged = self.task.answers(self.ema.module, batch) if self.ema is not None else None
+        self._val_answers.append((batch["index"].cpu(), answers, averaged))
 
     def on_validation_epoch_end(self) -> None:
         """Measure the answers of all devices together."""
-        parts = self._val_outputs
-        self._val_outputs = []
+        parts = self._val_answers
+        self._val_answers = []
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, parts)
@@ -153,20 +148,15 @@ class TrainingModule(lightning.LightningModule):
         index = torch.cat([part[0] for part in parts])
         # Images in their own order, each once; -1 marks what only filled up a device's share.
         numbers, first = np.unique(index.numpy(), return_index=True)
-        first = first[numbers >= 0]
-        labels = torch.cat([part[1] for part in parts])[first]
-        logits = torch.cat([part[2] for part in parts])[first]
-        measured = measure(logits, labels)
-        values = {"accuracy": measured.accuracy, "loss": measured.nll}
+        order = first[numbers >= 0].tolist()
+        own, averaged = ([answer for part in parts for answer in part[place] or ()] for place in (1, 2))
+        main = self.task.main_score
+        values = self.task.measure([own[place] for place in order])
         if self.ema is not None:
-            averaged = torch.cat([part[3] for part in parts if part[3] is not None])[first]
-            values["raw_accuracy"] = measured.accuracy
-            values["accuracy"] = measure(averaged, labels).accuracy
-            logits = averaged
-        if self.teacher_logits is not None and self.teacher_logits.shape == tuple(logits.shape):
-            values["agreement"] = agreement(logits, self.teacher_logits)
+            raw = values[main]
+            values = self.task.measure([averaged[place] for place in order]) | {f"raw_{main}": raw}
         self._record("val", values)
-        self.status["val accuracy"] = values["accuracy"]
+        self.status[f"val {main}"] = values[main]
         self._interval_began = self._batch_ended = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

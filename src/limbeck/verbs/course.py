@@ -22,15 +22,9 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     screen.notes(course.notes)
     _check_teacher(course)
     _show_pairs(course)
-    module = fit(
-        course.distiller,
-        make_task(recipe, course.student),
-        recipe,
-        run,
-        train_loader(course),
-        val_loader(course, rank_share=True),
-        teacher_logits=course.teacher_logits,
-    )
+    task = make_task(recipe, course.student)
+    task.teacher_logits = course.teacher_logits
+    module = fit(course.distiller, task, recipe, run, train_loader(course), val_loader(course, rank_share=True))
     if not module.trainer.is_global_zero:
         return run
     results.write(course, module, seconds=time.perf_counter() - began)

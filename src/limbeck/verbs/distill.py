@@ -1,10 +1,9 @@
 """`limbeck distill`: a small student from a strong teacher."""
 
-from limbeck.data.names import check_data_name
 from limbeck.losses.names import parse_methods
-from limbeck.models.names import parse_model_name
 from limbeck.recipe import DistillRecipe, from_recipe
 from limbeck.run import Run, choose_run
+from limbeck.verbs.names import names_of, refuse_methods_of_another_task
 
 
 @from_recipe(DistillRecipe)
@@ -21,11 +20,18 @@ def distill(recipe: DistillRecipe) -> Run:
         FileNotFoundError: a file or folder does not exist.
     """
     recipe.check()
-    parse_methods(recipe.method)
-    parse_model_name(recipe.teacher)
-    parse_model_name(recipe.student)
-    check_data_name(recipe.data)
+    recipe = recipe.settled()
+    if recipe.method != "auto":
+        refuse_methods_of_another_task(parse_methods(recipe.method), recipe.task)
+    check_model, check_data = names_of(recipe.task)
+    check_model(recipe.teacher)
+    check_model(recipe.student)
+    check_data(recipe.data)
     run = choose_run(recipe.out, "distill", recipe.student, recipe.data, resume=recipe.resume)
+    if recipe.task == "detection":
+        from limbeck.verbs.detection.course import carry_out as carry_out_detection
+
+        return carry_out_detection(recipe, run)
     from limbeck.verbs.course import carry_out
 
     return carry_out(recipe, run)

@@ -2,15 +2,14 @@
 
 from typing import Any, Literal
 
-from limbeck.data.names import check_data_name
-from limbeck.models.names import parse_model_name
 from limbeck.verbs import screen
+from limbeck.verbs.names import names_of, task_of
 
 
 def evaluate(
     model: str,
     data: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = "auto",
     view_size: int | Literal["auto"] = "auto",
     eval_crop: float | None = None,
     val_fraction: float | None = None,
@@ -18,31 +17,50 @@ def evaluate(
     bad_images: Literal["stop", "skip"] = "stop",
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
     num_workers: int | Literal["auto"] = "auto",
+    task: Literal["auto", "classification", "detection"] = "auto",
 ) -> dict[str, Any]:
     """Measure a model on the validation images of a data set.
 
     Args:
         model: a run's folder or any other model name.
         data: the data set; a run's own when left out.
-        batch_size: images at a time.
-        view_size: side in pixels of the picture shown to the model; auto is the run's, or the model's input side.
-        eval_crop: share of the shorter side that the centre crop keeps; the run's, or 0.875.
+        batch_size: images at a time; auto is 128, for detectors 8.
+        view_size: [classification] side in pixels of the picture shown to the model; auto is the run's, or the model's
+            input side.
+        eval_crop: [classification] share of the shorter side that the centre crop keeps; the run's, or 0.875.
         val_fraction: share held out where the data gives no split; the run's, or 0.1.
         split_seed: of that split; the run's, or 0.
         bad_images: what to do about files that cannot be decoded.
         accelerator: where to run.
         num_workers: processes that load images.
+        task: what the model does; auto is what its run says, else what the data is for.
 
     Returns:
-        accuracy, top5, nll, calibration_error (shares and nats), images, images_per_second.
+        Of a classifier accuracy, top5, nll, calibration_error (shares and nats), images, images_per_second; of a detector
+        the scores of boxes and masks (see `limbeck.verbs.detection.evaluate`).
 
     Raises:
         UserError: the data has other classes than the model, or no labels.
         FileNotFoundError: a file or folder does not exist.
     """
-    parse_model_name(model)
+    task = task_of(task, model, data)
+    check_model, check_data = names_of(task)
+    check_model(model)
     if data is not None:
-        check_data_name(data)
+        check_data(data)
+    if task == "detection":
+        from limbeck.verbs.detection.evaluate import evaluate as evaluate_detector
+
+        return evaluate_detector(
+            model,
+            data,
+            batch_size=8 if batch_size == "auto" else batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            bad_images=bad_images,
+            accelerator=accelerator,
+            num_workers=num_workers,
+        )
     import dataclasses
     import time
 
@@ -59,7 +77,7 @@ def evaluate(
         val_fraction=val_fraction,
         split_seed=split_seed,
         bad_images=bad_images,
-        batch_size=batch_size,
+        batch_size=128 if batch_size == "auto" else batch_size,
         num_workers=num_workers,
     )
     began = time.perf_counter()

@@ -3,6 +3,8 @@
 from typing import Any
 
 import limbeck
+from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.detection.base import Detector
 from limbeck.verbs.preparation import Course
 
 
@@ -20,7 +22,7 @@ def model_card(course: Course, summary: dict[str, Any]) -> str:
         f"* Input: RGB images with values in [0, 1], resized to {student.facts.input_size[0]} x {student.facts.input_size[1]} "
         "pixels; the model normalises them itself.",
         f"* Output: logits of {student.facts.num_classes} classes"
-        + (f": {_some(summary['class_names'])}." if summary["class_names"] else "."),
+        + (f": {some(summary['class_names'])}." if summary["class_names"] else "."),
         f"* {summary['parameters']['student']:,} parameters, {summary['macs']['student'] / 1e6:,.1f} million "
         "multiply-adds per image.",
         "",
@@ -37,6 +39,16 @@ def model_card(course: Course, summary: dict[str, Any]) -> str:
     lines += [
         "* One training run with one seed: differences of this size between runs are usual; see the report for controls.",
         "",
+        *origin_lines(teacher, student.facts.name, course.student_origin, summary["method"]),
+    ]
+    return "\n".join(lines)
+
+
+def origin_lines(
+    teacher: VisionModel | Detector | None, student: str, student_origin: Provenance, method: str | None
+) -> list[str]:
+    """Where the weights come from and under which licences, as lines of Markdown."""
+    lines = [
         "## Where it comes from",
         "",
         "| part | name | licence | source | weights (sha256) |",
@@ -44,21 +56,21 @@ def model_card(course: Course, summary: dict[str, Any]) -> str:
     ]
     if teacher is not None:
         lines.append(_row("teacher", teacher.facts.name, teacher.provenance))
-    lines += [_row("student, before training", student.facts.name, course.student_origin), ""]
+    lines += [_row("student, before training", student, student_origin), ""]
     if teacher is not None:
         lines.append(
-            f"The student learned from the teacher's outputs by the method `{summary['method']}`. Licences of a teacher's "
+            f"The student learned from the teacher's outputs by the method `{method}`. Licences of a teacher's "
             f"weights may reach models distilled from it; the teacher's is: **{teacher.provenance.licence}**. The training "
             "images have a licence of their own, which this tool does not know."
         )
-    lines += ["", "The exact recipe is in `recipe.yaml`, versions and hashes in `provenance.yaml`.", ""]
-    return "\n".join(lines)
+    return [*lines, "", "The exact recipe is in `recipe.yaml`, versions and hashes in `provenance.yaml`.", ""]
 
 
-def _row(part: str, name: str, origin: Any) -> str:
+def _row(part: str, name: str, origin: Provenance) -> str:
     digest = f"`{origin.weights_sha256[:16]}…`" if origin.weights_sha256 else "–"
     return f"| {part} | {name} | {origin.licence} | {origin.source} | {digest} |"
 
 
-def _some(names: list[str], most: int = 20) -> str:
+def some(names: list[str], most: int = 20) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.errors import UserError
-from limbeck.models.names import parse_model_name
 from limbeck.verbs import screen
+from limbeck.verbs.names import names_of, task_of
 
 
 def predict(
@@ -17,32 +17,41 @@ def predict(
     bad_images: Literal["stop", "skip"] = "stop",
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
     batch_size: int = 32,
+    task: Literal["auto", "classification", "detection"] = "auto",
+    min_score: float = 0.3,
 ) -> list[dict[str, Any]]:
-    """Classify images.
+    """Classify images, or find objects in them.
 
     Args:
         model: a run's folder or any other model name.
         images: an image file or a folder of images (searched in depth).
-        top: answers per image.
-        out: folder for predictions.jsonl and contact_sheet.png; by default predictions/ in the run's folder, or here.
+        top: [classification] answers per image.
+        out: folder for predictions.jsonl (of a detector detections.jsonl and drawn/) and contact_sheet.png; by default
+            predictions/ in the run's folder, or here.
         max_sheet: most images on the contact sheet.
         bad_images: what to do about files that cannot be decoded.
         accelerator: where to run.
         batch_size: images at a time.
+        task: what the model does; auto is what its run says, and classification for models without one.
+        min_score: [detection] detections with at least this score are listed and drawn.
 
     Returns:
-        One dict per image: file, and answers as (class, probability) pairs.
+        One dict per image: file, and answers as (class, probability) pairs; of a detector file, size and objects (see
+        `limbeck.verbs.detection.predict`).
 
     Raises:
         UserError: an image cannot be decoded, or the folder holds none.
         FileNotFoundError: a file or folder does not exist.
     """
-    parse_model_name(model)
+    task = task_of(task, model, None)
+    names_of(task)[0](model)
     place = Path(images)
     if not place.exists():
         raise FileNotFoundError(f"There is no image or folder {images}. Check the path.")
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1.")
+    if not 0 <= min_score <= 1:
+        raise UserError(f"--min_score is {min_score}; it must be between 0 and 1.")
     import json
 
     import torch
@@ -60,6 +69,20 @@ def predict(
     files = [place] if place.is_file() else list_images(place)
     if not files:
         raise UserError(f"{images} holds no images. Name a folder with JPEG, PNG, WebP, BMP, GIF or TIFF files.")
+    folder = Path(out) if out is not None else (Path(model) if Path(model).is_dir() else Path()) / "predictions"
+    if task == "detection":
+        from limbeck.verbs.detection.predict import predict as predict_objects
+
+        return predict_objects(
+            model,
+            files,
+            min_score=min_score,
+            folder=folder,
+            max_sheet=max_sheet,
+            bad_images=bad_images,
+            accelerator=accelerator,
+            batch_size=min(batch_size, 8),
+        )
     device = main_device(choose_accelerator(accelerator))
     network = load_model(model).to(device).eval()
     recipe = run_recipe(model)
@@ -92,7 +115,6 @@ def predict(
             if len(sheet) < max_sheet:
                 lines = [f"{100 * p:.0f} % {name}" for name, p in found[:3]]
                 sheet.append(SheetItem(image=picture, title=file.name, lines=lines))
-    folder = Path(out) if out is not None else (Path(model) if Path(model).is_dir() else Path()) / "predictions"
     with atomic_write(folder / "predictions.jsonl") as stream:
         stream.write("".join(json.dumps(answer) + "\n" for answer in answers).encode())
     columns = ("file", *(f"answer {n + 1}" for n in range(min(top, 3))))

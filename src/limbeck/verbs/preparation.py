@@ -14,7 +14,7 @@ from limbeck.data.door import open_data
 from limbeck.data.loader import ResumableLoader, default_workers, make_train_loader, make_val_loader
 from limbeck.data.options import ViewOptions, resolve_options
 from limbeck.data.split import spread
-from limbeck.distiller import Distiller, describe_weights
+from limbeck.distiller import Distillation, Distiller, describe_weights
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.door import class_names_of, load_model
@@ -80,18 +80,31 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
         recipe = dataclasses.replace(recipe, task_weight=distiller.task_weight)
     recipe = dataclasses.replace(recipe, out=str(run.path))
     device = main_device(recipe.accelerator)
-    if process_rank() == 0:
-        run.make()
-        _write_or_compare_recipe(run, recipe)
-        record = {
-            "environment": provenance.environment(device),
-            "data": data.record,
-            "teacher": provenance.of_model(teacher) if teacher is not None else None,
-            "student": provenance.of_model(student),
-            "loss_weights": dict(describe_weights(distiller)),
-        }
-        run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    record_start(run, recipe, device, data.record, distiller)
     return Course(recipe, run, data, student, teacher, distiller, device, dataclasses.replace(student.provenance))
+
+
+def record_start(
+    run: Run,
+    recipe: TrainRecipe | DistillRecipe,
+    device: torch.device,
+    data_record: dict[str, Any],
+    distiller: Distillation[Any],
+) -> None:
+    """Make the folder and write down what the run is made of; one to be resumed must have the same recipe."""
+    if process_rank() > 0:
+        return
+    run.make()
+    _write_or_compare_recipe(run, recipe)
+    teacher = distiller.teacher
+    record = {
+        "environment": provenance.environment(device),
+        "data": data_record,
+        "teacher": provenance.of_model(teacher) if teacher is not None else None,
+        "student": provenance.of_model(distiller.student),
+        "loss_weights": dict(describe_weights(distiller)),
+    }
+    run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
 def val_loader(course: Course, *, rank_share: bool = False, most: int | None = None) -> Any:
@@ -111,7 +124,7 @@ def val_loader(course: Course, *, rank_share: bool = False, most: int | None = N
         data,
         view_options(recipe),
         int(recipe.view_size),
-        batch_size=recipe.batch_size,
+        batch_size=int(recipe.batch_size),
         num_workers=int(recipe.num_workers),
         rank=rank,
         world_size=world_size,
@@ -167,15 +180,8 @@ def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
 def _resolve(
     recipe: TrainRecipe | DistillRecipe, data: DataSet, student: VisionModel, teacher: VisionModel | None
 ) -> TrainRecipe | DistillRecipe:
-    """Every "auto" decided; in this one place."""
-    accelerator = choose_accelerator(recipe.accelerator)
-    if recipe.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("--accelerator gpu was asked for, but torch finds no GPU. Use --accelerator cpu or auto.")
-    values: dict[str, Any] = resolve_training(
-        recipe, recipe.batch_size * recipe.devices * recipe.nodes * recipe.accumulate
-    )
-    values["accelerator"] = accelerator
-    values["precision"] = choose_precision(recipe.precision, accelerator)
+    """Every "auto" of a classification decided."""
+    values = resolve_for_any_task(recipe)
     if recipe.view_size == "auto":
         values["view_size"] = _view_size(data, student, teacher)
     size = int(values.get("view_size", recipe.view_size))
@@ -184,14 +190,28 @@ def _resolve(
     if recipe.num_workers == "auto":
         values["num_workers"] = default_workers(data.train, data.native_size)
     sizes = {"input_size": student, "student_size": student, "teacher_size": teacher}
-    flags = {"pretrained": "model", "student_pretrained": "student"}
     for name, model in sizes.items():
         if getattr(recipe, name, None) == "auto" and model is not None:
             values[name] = model.facts.input_size[0]
-    for name, of in flags.items():
+    for name, of in {"pretrained": "model", "student_pretrained": "student"}.items():
         if getattr(recipe, name, None) == "auto":
             values[name] = has_own_weights(getattr(recipe, of))
     return dataclasses.replace(recipe, **values)
+
+
+def resolve_for_any_task(recipe: TrainRecipe | DistillRecipe) -> dict[str, Any]:
+    """The value of every "auto" that depends neither on the data nor on the models.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    accelerator = choose_accelerator(recipe.accelerator)
+    if recipe.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("--accelerator gpu was asked for, but torch finds no GPU. Use --accelerator cpu or auto.")
+    values = resolve_training(recipe, int(recipe.batch_size) * recipe.devices * recipe.nodes * recipe.accumulate)
+    values["accelerator"] = accelerator
+    values["precision"] = choose_precision(recipe.precision, accelerator)
+    return values
 
 
 def _view_size(data: DataSet, student: VisionModel, teacher: VisionModel | None) -> int:
@@ -223,7 +243,7 @@ def train_loader(course: Course) -> ResumableLoader:
         view_options(recipe),
         int(recipe.view_size),
         seed=recipe.seed,
-        batch_size=recipe.batch_size,
+        batch_size=int(recipe.batch_size),
         num_workers=int(recipe.num_workers),
         rank=process_rank(recipe.devices),
         world_size=recipe.devices * recipe.nodes,

@@ -10,6 +10,7 @@ import torch
 
 import limbeck
 from limbeck.models.base import VisionModel
+from limbeck.models.detection.base import Detector
 
 LIBRARIES = ("torchvision", "timm", "lightning", "torchmetrics", "onnx", "onnxruntime", "transformers", "numpy")
 
@@ -41,7 +42,7 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
-def of_model(model: VisionModel) -> dict[str, Any]:
+def of_model(model: VisionModel | Detector) -> dict[str, Any]:
     """Licence, source and weights of one model."""
     return {
         "name": model.facts.name,

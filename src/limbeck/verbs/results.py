@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from limbeck.distiller import Distillation
 from limbeck.files import atomic_write
-from limbeck.models.base import VisionModel
+from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.detection.base import Detector
 from limbeck.models.door import save_model
 from limbeck.outputs import Request
 from limbeck.recipe import DistillRecipe
@@ -37,7 +39,7 @@ def write(course: Course, module: TrainingModule, *, seconds: float) -> None:
         course.student.rebuild,
     )
     student.provenance.source = f"{recipe_verb(course)} run {run.path.name}"
-    student.provenance.licence = _licence(course)
+    student.provenance.licence = combined_licence(course.student_origin, course.teacher, course.distiller)
     save_model(
         student,
         run.path,
@@ -68,12 +70,12 @@ def recipe_verb(course: Course) -> str:
     return "distill" if isinstance(course.recipe, DistillRecipe) else "train"
 
 
-def _licence(course: Course) -> str:
+def combined_licence(origin: Provenance, teacher: VisionModel | Detector | None, distiller: Distillation[Any]) -> str:
     """The student's own licence, with that of the teacher it learned from where it is another."""
-    own = course.student_origin.licence
-    if course.teacher is None or not course.distiller.losses or course.teacher.provenance.licence == own:
+    own = origin.licence
+    if teacher is None or not distiller.losses or teacher.provenance.licence == own:
         return own
-    return f"{own}; distilled from a teacher under: {course.teacher.provenance.licence}"
+    return f"{own}; distilled from a teacher under: {teacher.provenance.licence}"
 
 
 def count_macs(model: VisionModel) -> int:

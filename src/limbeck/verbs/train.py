@@ -1,9 +1,8 @@
 """`limbeck train`: the same training without a teacher, for instance of the model that will teach."""
 
-from limbeck.data.names import check_data_name
-from limbeck.models.names import parse_model_name
 from limbeck.recipe import TrainRecipe, from_recipe
 from limbeck.run import Run, choose_run
+from limbeck.verbs.names import names_of
 
 
 @from_recipe(TrainRecipe)
@@ -20,9 +19,15 @@ def train(recipe: TrainRecipe) -> Run:
         FileNotFoundError: a file or folder does not exist.
     """
     recipe.check()
-    parse_model_name(recipe.model)
-    check_data_name(recipe.data)
+    recipe = recipe.settled()
+    check_model, check_data = names_of(recipe.task)
+    check_model(recipe.model)
+    check_data(recipe.data)
     run = choose_run(recipe.out, "train", recipe.model, recipe.data, resume=recipe.resume)
+    if recipe.task == "detection":
+        from limbeck.verbs.detection.course import carry_out as carry_out_detection
+
+        return carry_out_detection(recipe, run)
     from limbeck.verbs.course import carry_out
 
     return carry_out(recipe, run)

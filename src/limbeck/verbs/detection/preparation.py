@@ -1,0 +1,224 @@
+"""From a recipe to a detection course: names opened, pseudo-labels made, every "auto" decided, the run's folder made."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from limbeck.data.detection.base import Scenes, SceneSource
+from limbeck.data.detection.door import open_pseudo_labels, open_scenes, open_unlabelled_scenes
+from limbeck.data.detection.loader import make_scene_train_loader, make_scene_val_loader
+from limbeck.data.detection.names import check_scenes_name
+from limbeck.data.detection.options import SceneViewOptions
+from limbeck.data.detection.pseudo_labels import FILE_NAME, write_pseudo_labels
+from limbeck.data.loader import ResumableLoader, default_workers
+from limbeck.detection import Resize
+from limbeck.distiller import DetectionDistiller
+from limbeck.errors import UserError
+from limbeck.models.base import Provenance
+from limbeck.models.detection.base import Detector
+from limbeck.models.detection.door import load_detector
+from limbeck.models.detection.names import has_own_weights
+from limbeck.recipe import DistillRecipe, TrainRecipe
+from limbeck.run import Run, process_rank
+from limbeck.tasks.base import Batch
+from limbeck.tasks.detection import DetectionTask, predict_detections
+from limbeck.tasks.detection_scores import Detections, DetectionScores
+from limbeck.training.fit import main_device
+from limbeck.training.randomness import seed_everything
+from limbeck.verbs import screen
+from limbeck.verbs.preparation import record_start, resolve_for_any_task
+
+
+@dataclass
+class DetectionCourse:
+    """Everything a run is made of, once all names are opened and every "auto" is decided."""
+
+    recipe: TrainRecipe | DistillRecipe
+    run: Run
+    scenes: Scenes
+    student: Detector
+    teacher: Detector | None
+    distiller: DetectionDistiller
+    device: torch.device
+    student_origin: Provenance
+    resize: Resize
+    pseudo_labelled: bool
+    teacher_answers: list[Detections] | None = None
+    teacher_scores: dict[str, DetectionScores] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, from data, models and losses."""
+        found = [*self.scenes.notes]
+        for model in (self.teacher, self.student):
+            if model is not None:
+                found += [f"{model.facts.name}: {note}" for note in model.provenance.notes]
+        for name, loss in self.distiller.distillation_losses.items():
+            found += [f"{name}: {note}" for note in loss.notes]
+        return found
+
+    @property
+    def with_masks(self) -> bool:
+        """Masks are learned and measured."""
+        return self.student.facts.has_masks and self.scenes.has_masks
+
+    def task(self) -> DetectionTask:
+        """What a step learns from and how its answers are measured."""
+        return DetectionTask(self.scenes.val, masks=self.with_masks)
+
+
+def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> DetectionCourse:
+    """Open data and detectors, decide every "auto", make the distiller and the run's folder.
+
+    Raises:
+        UserError: data and models do not fit each other.
+    """
+    values = resolve_for_any_task(recipe)
+    device = main_device(values["accelerator"])
+    seed_everything("initialisation", recipe.seed)
+    teacher = load_detector(recipe.teacher) if isinstance(recipe, DistillRecipe) else None
+    unlabelled = check_scenes_name(recipe.data).kind == "images"
+    if unlabelled:
+        scenes = _pseudo_labelled(recipe, run, teacher, device)
+    else:
+        scenes = open_scenes(
+            recipe.data,
+            val_fraction=recipe.val_fraction,
+            split_seed=recipe.split_seed,
+            bad_images=recipe.bad_images,
+        )
+    seed_everything("initialisation", recipe.seed)
+    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+    asked = recipe.student_pretrained if isinstance(recipe, DistillRecipe) else recipe.pretrained
+    own_weights = has_own_weights(name) if asked == "auto" else asked
+    student = load_detector(
+        name,
+        class_names=scenes.class_names,
+        pretrained=own_weights,
+        short=None if recipe.short_side == "auto" else recipe.short_side,
+        long=None if recipe.long_side == "auto" else recipe.long_side,
+        backbone=recipe.backbone,
+    )
+    _require_masks(student, scenes, recipe.data)
+    values["pretrained" if isinstance(recipe, TrainRecipe) else "student_pretrained"] = own_weights
+    values |= {"short_side": student.resize.short, "long_side": student.resize.long, "out": str(run.path)}
+    values["flip"] = 0.5 if recipe.flip == "auto" else recipe.flip
+    if recipe.num_workers == "auto":
+        values["num_workers"] = default_workers(scenes.train, scenes.native_size)
+    method = "none"
+    if isinstance(recipe, DistillRecipe):
+        assert teacher is not None
+        method = values["method"] = choose_method(student, teacher) if recipe.method == "auto" else recipe.method
+    distiller = DetectionDistiller(
+        teacher, student, method, task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto"
+    )
+    if isinstance(recipe, DistillRecipe):
+        values["task_weight"] = distiller.task_weight
+    recipe = dataclasses.replace(recipe, **values)
+    record_start(run, recipe, device, scenes.record, distiller)
+    origin = dataclasses.replace(student.provenance)
+    return DetectionCourse(
+        recipe, run, scenes, student, teacher, distiller, device, origin, student.resize, pseudo_labelled=unlabelled
+    )
+
+
+def choose_method(student: Detector, teacher: Detector) -> str:
+    """The method "auto" stands for: answers of queries where both have such, feature maps otherwise."""
+    families = {student.facts.family, teacher.facts.family}
+    return {"queries": "query_kd", "mask_queries": "mask_kd"}.get(families.pop() if len(families) == 1 else "", "pkd")
+
+
+def train_loader(course: DetectionCourse) -> ResumableLoader:
+    """Batches of randomly changed training scenes, resumable within an epoch."""
+    recipe = course.recipe
+    return make_scene_train_loader(
+        course.scenes.train,
+        SceneViewOptions(
+            flip=float(recipe.flip),
+            scale_jitter=recipe.scale_jitter,
+            short_sides=tuple(recipe.short_sides),
+            color_jitter=recipe.color_jitter,
+        ),
+        course.resize,
+        batch_size=int(recipe.batch_size),
+        seed=recipe.seed,
+        num_workers=int(recipe.num_workers),
+        rank=process_rank(recipe.devices),
+        world_size=recipe.devices * recipe.nodes,
+        with_masks=course.with_masks,
+    )
+
+
+def val_loader(course: DetectionCourse, *, rank_share: bool = False) -> Iterable[Batch]:
+    """Batches of the validation scenes as the student wants to see them."""
+    recipe = course.recipe
+    rank, world_size = (process_rank(recipe.devices), recipe.devices * recipe.nodes) if rank_share else (0, 1)
+    return scene_batches(
+        course.scenes.val,
+        course.resize,
+        int(recipe.batch_size),
+        int(recipe.num_workers),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def scene_batches(
+    source: SceneSource,
+    resize: Resize,
+    batch_size: int,
+    num_workers: int | Literal["auto"],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterable[Batch]:
+    """All of a source's scenes in order, only resized."""
+    return make_scene_val_loader(
+        source, resize, batch_size=batch_size, num_workers=num_workers, rank=rank, world_size=world_size
+    )
+
+
+def _require_masks(student: Detector, scenes: Scenes, data: str) -> None:
+    if student.facts.has_masks and not scenes.has_masks:
+        raise UserError(
+            f"{student.facts.name} learns masks, but {data} has boxes only. Give data with polygons or run lengths, or a "
+            "detector without masks."
+        )
+
+
+def _pseudo_labelled(
+    recipe: TrainRecipe | DistillRecipe, run: Run, teacher: Detector | None, device: torch.device
+) -> Scenes:
+    """An unlabelled folder's images with the teacher's confident detections; a resumed run reads those it has."""
+    if teacher is None or not isinstance(recipe, DistillRecipe):
+        raise UserError(
+            f"{recipe.data} holds images without annotations, and training without a teacher needs them. Distil with a "
+            "teacher, or give annotated data such as coco:ANNOTATIONS.json,IMAGES."
+        )
+    folder, file = Path(recipe.data).expanduser(), run.path / FILE_NAME
+    notes: list[str] = []
+    if not (recipe.resume and file.is_file()) and process_rank() == 0:
+        opened = open_unlabelled_scenes(recipe.data, bad_images=recipe.bad_images)
+        screen.say(f"The teacher labels the {len(opened.train)} images of {folder}.")
+        batches = scene_batches(opened.train, teacher.resize, int(recipe.batch_size), recipe.num_workers)
+        run.make()
+        notes = write_pseudo_labels(
+            file,
+            opened.train,
+            folder,
+            predict_detections(teacher.to(device), batches, device),
+            teacher.facts.class_names,
+            teacher=teacher.facts.name,
+            min_score=recipe.pseudo_score,
+        )
+        notes = [*opened.notes, *notes]
+    while process_rank() > 0 and not file.is_file():
+        time.sleep(1.0)  # of several processes the first writes the labels, whole or not at all
+    scenes = open_pseudo_labels(file, folder, val_fraction=recipe.val_fraction, split_seed=recipe.split_seed)
+    scenes.notes = [*notes, *scenes.notes]
+    return scenes

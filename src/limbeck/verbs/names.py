@@ -1,0 +1,47 @@
+"""What a run's names may be, by its task; checked before anything heavy is imported."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.losses.names import METHODS, MethodSpec
+from limbeck.recipe import Task
+from limbeck.run import Run
+
+Check = Callable[[str], Any]
+
+
+def names_of(task: Task) -> tuple[Check, Check]:
+    """What checks a model's name and a data set's; each raises a UserError or FileNotFoundError."""
+    if task == "detection":
+        from limbeck.data.detection.names import check_scenes_name
+        from limbeck.models.detection.names import parse_detector_name
+
+        return parse_detector_name, check_scenes_name
+    from limbeck.data.names import check_data_name
+    from limbeck.models.names import parse_model_name
+
+    return parse_model_name, check_data_name
+
+
+def task_of(asked: str, model: str, data: str | None) -> Task:
+    """The task that "auto" stands for: that of the model's run, else that of the data's kind, else classification."""
+    if asked != "auto":
+        return "detection" if asked == "detection" else "classification"
+    if os.path.isdir(model) and (recipe := Run(model).recipe):
+        return "detection" if recipe.get("task") == "detection" else "classification"
+    kind = (data or "").partition("(")[0].partition(":")[0]
+    return "detection" if kind in ("shapes", "coco", "voc", "yolo") else "classification"
+
+
+def refuse_methods_of_another_task(specs: Sequence[MethodSpec], task: Task) -> None:
+    """Methods of a user's own are taken for any task.
+
+    Raises:
+        UserError: a method is not for this task.
+    """
+    for spec in specs:
+        if spec.name in METHODS and task not in METHODS[spec.name].tasks:
+            fitting = ", ".join(name for name, info in METHODS.items() if task in info.tasks)
+            raise UserError(f"The method {spec.name} is not for --task {task}. For it: {fitting}.")
