@@ -44,7 +44,7 @@ class Pair:
     lr: float
 
 
-HEADS = "fpn_channels=64, head_channels=256"
+HEADS = "fpn_channels=64, head_channels=256, proposals=[300, 100], train_regions=64"
 MASK_TEACHER = f"torchvision:mask_rcnn(backbone=resnet18, {HEADS}, mask_channels=64)"
 YOLOS = "image_size=[256, 384], num_detection_tokens=20, use_mid_position_embeddings=False"
 PAIRS = {

@@ -46,6 +46,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from limbeck import Distiller
+from limbeck.distiller import Distillation
 from limbeck.errors import UserError
 from limbeck.losses import manifold_full, manifold_inter, manifold_intra, manifold_random
 from limbeck.models import VisionModel, load_model
@@ -86,21 +87,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--compile", action="store_true", help="compile student with losses, and teacher")
+    parser.add_argument("--parts", nargs="+", choices=("steps", "memory"), default=["steps", "memory"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_cost_cpu"), help="without suffix")
+    options, device, results = start(parser)
+    if "steps" in options.parts:
+        for name in SMOKE if options.smoke else options.pairs:
+            results["pairs"][name] = measure_pair((SMOKE if options.smoke else PAIRS)[name], options, device)
+    if "memory" in options.parts:
+        results["memory"] = measure_memory(options, device)
+    write(results, markdown(results), options.out)
+
+
+def start(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.device, dict[str, Any]]:
+    """The options, those of every benchmark of steps among them, the device, and what the results begin with."""
     parser.add_argument("--batch", type=int, default=None, help="another batch size for every pair")
     parser.add_argument("--repeats", type=int, default=20, help="rounds that count, at least 2")
     parser.add_argument("--warmups", type=int, default=3, help="rounds before them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--compile", action="store_true", help="compile student with losses, and teacher")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--parts", nargs="+", choices=("steps", "memory"), default=["steps", "memory"])
     parser.add_argument(
         "--cpu_time",
         action="store_true",
         help="count this process's seconds on the CPU instead of the clock's, where others use the machine; one thread",
     )
     parser.add_argument("--smoke", action="store_true", help="tiny models and sizes instead; for tests")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_cost_cpu"), help="without suffix")
     options = parser.parse_args()
     if options.repeats < 2:
         parser.error("--repeats must be at least 2.")
@@ -120,16 +132,15 @@ def main() -> None:
         "settings": {key: value for key, value in vars(options).items() if key != "out"},
         "pairs": {},
     }
-    if "steps" in options.parts:
-        for name in SMOKE if options.smoke else options.pairs:
-            results["pairs"][name] = measure_pair((SMOKE if options.smoke else PAIRS)[name], options, device)
-    if "memory" in options.parts:
-        results["memory"] = measure_memory(options, device)
-    text = markdown(results)
+    return options, device, results
+
+
+def write(results: dict[str, Any], text: str, out: Path) -> None:
+    """Print the page, and write the results as JSON and the page beside them."""
     print(text)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_name(options.out.name + ".json").write_text(json.dumps(results, indent=2) + "\n")
-    options.out.with_name(options.out.name + ".md").write_text(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(out.name + ".json").write_text(json.dumps(results, indent=2) + "\n")
+    out.with_name(out.name + ".md").write_text(text)
 
 
 # Steps
@@ -147,9 +158,7 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
     images = torch.rand(batch, 3, pair.side, pair.side, device=device).contiguous(memory_format=torch.channels_last)
     target = torch.randint(pair.classes, (batch,), device=device)
 
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
-
+    autocast = autocasting(options, device)
     plain = copy.deepcopy(student).to(device, memory_format=torch.channels_last).train()
     jobs: dict[str, Job] = {
         "student": plain_step(plain, pair, images, target, autocast, options.compile),
@@ -169,10 +178,12 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
         distiller.set_epoch(1000)
         loss = bare_loss(distiller, images, target, autocast)
         own[method] = count(loss) + UPDATE[pair.optimizer] * size_of(distiller.losses.parameters())
-        jobs[f"operators of {method}"] = operators(loss, distiller.losses, pair)
+        jobs[f"operators of {method}"] = operators(loss, distiller.losses, pair.optimizer)
         jobs[f"losses of {method}"] = loss
         beside = jobs["teacher"] if not distiller.losses else None
-        jobs[f"step of {method}"] = whole_step(distiller, pair, images, target, autocast, options.compile, beside)
+        jobs[f"step of {method}"] = whole_step(
+            distiller, pair.optimizer, images, target, autocast, compiled=options.compile, beside=beside
+        )
     times = take_turns(jobs, options, device)
     base = [s + t for s, t in zip(times["student"], times["teacher"], strict=True)]
     return {
@@ -183,20 +194,29 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
         "multiply_adds": baseline,
         "refused": refused,
         "methods": {
-            method: {
-                "measured": over(times[f"step of {method}"], base),
-                "measured_quartiles": quartiles(times[f"step of {method}"], base),
-                "predicted": 1 + own[method] / baseline,
-                "operators": 1 + over(times[f"operators of {method}"], base),
-                "losses": 1 + over(times[f"losses of {method}"], base),
-                "step_ms": 1e3 * statistics.median(times[f"step of {method}"]),
-                "operators_ms": 1e3 * statistics.median(times[f"operators of {method}"]),
-                "losses_ms": 1e3 * statistics.median(times[f"losses of {method}"]),
-                "own_multiply_adds": own[method],
-            }
+            method: {"predicted": 1 + own[method] / baseline, **measured(times, method, base)}
+            | {"own_multiply_adds": own[method]}
             for method in own
         },
     }
+
+
+def measured(times: dict[str, list[float]], method: str, base: list[float]) -> dict[str, Any]:
+    """What was measured of one method, over the seconds of `base`."""
+    return {
+        "measured": over(times[f"step of {method}"], base),
+        "measured_quartiles": quartiles(times[f"step of {method}"], base),
+        "operators": 1 + over(times[f"operators of {method}"], base),
+        "losses": 1 + over(times[f"losses of {method}"], base),
+        "step_ms": 1e3 * statistics.median(times[f"step of {method}"]),
+        "operators_ms": 1e3 * statistics.median(times[f"operators of {method}"]),
+        "losses_ms": 1e3 * statistics.median(times[f"losses of {method}"]),
+    }
+
+
+def autocasting(options: argparse.Namespace, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context in which everything is computed."""
+    return lambda: torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
 
 
 def plain_loss(student: VisionModel, images: Tensor, target: Tensor, autocast: Callable[[], Any]) -> Tensor:
@@ -208,7 +228,7 @@ def plain_step(
     student: VisionModel, pair: Pair, images: Tensor, target: Tensor, autocast: Callable[[], Any], compiled: bool
 ) -> Job:
     """A step of ordinary training, written without the Distiller."""
-    optimizer = make_optimizer(student.parameters(), pair)
+    optimizer = make_optimizer(student.parameters(), pair.optimizer)
     loss = torch.compile(plain_loss, dynamic=False) if compiled else plain_loss
 
     def step() -> None:
@@ -230,16 +250,17 @@ def teacher_pass(teacher: VisionModel, images: Tensor, autocast: Callable[[], An
 
 
 def whole_step(
-    distiller: Distiller,
-    pair: Pair,
-    images: Tensor,
-    target: Tensor,
+    distiller: Distillation[Any],
+    optimizer_name: str,
+    inputs: Any,
+    target: Any,
     autocast: Callable[[], Any],
-    compiled: bool,
-    beside: Job | None,
+    *,
+    compiled: bool = False,
+    beside: Job | None = None,
 ) -> Job:
     """A distillation step; `beside` is run with it."""
-    optimizer = make_optimizer((p for _, p in distiller.trained_parameters()), pair)
+    optimizer = make_optimizer((p for _, p in distiller.trained_parameters()), optimizer_name)
     if compiled:
         distiller.compile()
 
@@ -248,7 +269,7 @@ def whole_step(
             beside()
         optimizer.zero_grad()
         with autocast():
-            total = distiller(images, target)["total"]
+            total = distiller(inputs, target)["total"]
         total.backward()
         optimizer.step()
 
@@ -277,8 +298,8 @@ def bare_loss(distiller: Distiller, images: Tensor, target: Tensor, autocast: Ca
     return run
 
 
-def make_optimizer(parameters: Iterator[nn.Parameter], pair: Pair) -> torch.optim.Optimizer:
-    if pair.optimizer == "sgd":
+def make_optimizer(parameters: Iterator[nn.Parameter], name: str) -> torch.optim.Optimizer:
+    if name == "sgd":
         return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=5e-4)
     return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.05)
 
@@ -318,15 +339,15 @@ def _alike(value: Any) -> Any:
     return flat.as_strided(value.shape, value.stride())
 
 
-def operators(loss: Job, projectors: nn.Module, pair: Pair) -> Job:
+def operators(loss: Job, projectors: nn.Module, optimizer_name: str) -> Job:
     """The method's matrix products and convolutions one after another, and the update of its projectors."""
-    with Recorder() as recorder:
+    with sdpa_kernel(SDPBackend.MATH), Recorder() as recorder:
         loss()
     projectors = copy.deepcopy(projectors)
     parameters = list(projectors.parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
-    optimizer = make_optimizer(iter(parameters), pair) if parameters else None
+    optimizer = make_optimizer(iter(parameters), optimizer_name) if parameters else None
 
     def run() -> None:
         with torch.no_grad():
@@ -450,16 +471,7 @@ def peak_memory(job: Job, device: torch.device) -> int:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    made = results["environment"]
-    libraries = [f"{name} {made[name]}" for name in ("limbeck", "torch", "timm", "python") if name in made]
-    allocator = [f"{name}={value}" for name, value in results["allocator"].items()]
-    lines = [
-        "# Cost of a step",
-        "",
-        f"`{results['command']}`",
-        "",
-        ", ".join([made["device"], made["platform"], *libraries, *allocator, f"commit {made['git_commit']}"]),
-    ]
+    lines = heading("Cost of a step", results)
     for pair in results["pairs"].values():
         lines += [
             "",
@@ -482,6 +494,21 @@ def markdown(results: dict[str, Any]) -> str:
     if "memory" in results:
         lines += memory_table(results["memory"]["rows"])
     return "\n".join(lines) + "\n"
+
+
+def heading(title: str, results: dict[str, Any]) -> list[str]:
+    """The title, the command, and where it was run."""
+    made = results["environment"]
+    names = ("limbeck", "torch", "torchvision", "timm", "transformers", "python")
+    libraries = [f"{name} {made[name]}" for name in names if name in made]
+    allocator = [f"{name}={value}" for name, value in results["allocator"].items()]
+    return [
+        f"# {title}",
+        "",
+        f"`{results['command']}`",
+        "",
+        ", ".join([made["device"], made["platform"], *libraries, *allocator, f"commit {made['git_commit']}"]),
+    ]
 
 
 def memory_table(rows: list[dict[str, Any]]) -> list[str]:

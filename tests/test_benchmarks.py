@@ -1,4 +1,4 @@
-"""The step-cost benchmark at a tiny scale: the quantities that do not depend on the machine have closed forms."""
+"""The step-cost benchmarks at a tiny scale: the quantities that do not depend on the machine have closed forms."""
 
 import json
 import os
@@ -9,25 +9,37 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "step_cost.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FULL = "manifold(intra=0.0, inter=0.0, random=0.0, full=1.0)"
 # Of the smoke pair of transformers at 64 px: images, patches, widths of student and teacher, blocks that manifold pairs.
 B, N, DS, DT, BLOCKS = 3, 16, 64, 96, 6
-ADAMW = 8  # element-wise multiply-adds per projector parameter
+# Element-wise multiply-adds per projector parameter.
+ADAMW, SGD = 8, 3
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def run(script: str, folder: Path) -> tuple[dict[str, Any], str]:
     """What one run of the documented command wrote."""
-    out = tmp_path_factory.mktemp("step_cost") / "smoke"
+    out = folder / "smoke"
+    small = ["--smoke", "--repeats", "2", "--warmups", "0", "--threads", "1"]
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--smoke", "--repeats", "2", "--warmups", "0", "--threads", "1", "--out", out],
+        [sys.executable, BENCHMARKS / script, *small, "--out", out],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.with_name("smoke.json").read_text()), out.with_name("smoke.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    return run("step_cost.py", tmp_path_factory.mktemp("step_cost"))
+
+
+@pytest.fixture(scope="module")
+def written_of_detectors(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    return run("detection_step_cost.py", tmp_path_factory.mktemp("detection_step_cost"))
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +105,46 @@ def test_the_page_names_command_versions_and_every_method(written: tuple[dict[st
         assert results["environment"][name] in page
     for method in results["pairs"]["smoke_vit"]["methods"]:
         assert f"| {method} |" in page
+
+
+def test_detectors_teachers_run_what_the_method_needs(written_of_detectors: tuple[dict[str, Any], str]) -> None:
+    for pair in written_of_detectors[0]["pairs"].values():
+        needed = {method: row["teacher_multiply_adds"] for method, row in pair["methods"].items()}
+        whole = pair["whole_teacher_multiply_adds"]
+        assert needed["none"] == 0
+        assert 0 < needed["pkd"] < whole
+        # On maps, and on the maps from which regions are cut: the backbone and its pyramid alone.
+        assert {needed[method] for method in ("fgd", "roi_kd") if method in needed} <= {needed["pkd"]}
+        assert {needed[method] for method in ("query_kd", "shared_queries") if method in needed} <= {whole}
+        for row in pair["methods"].values():
+            base = pair["student_multiply_adds"] + row["teacher_multiply_adds"]
+            assert row["predicted"] == pytest.approx(1 + row["own_multiply_adds"] / base)
+
+
+def test_multiply_adds_of_losses_between_detectors(written_of_detectors: tuple[dict[str, Any], str]) -> None:
+    rcnn, queries = (written_of_detectors[0]["pairs"][name]["methods"] for name in ("smoke_rcnn", "smoke_queries"))
+    images, student, teacher, head, classes = 2, 16, 24, 16, 20
+    # Four projectors, forward, gradient of the input and gradient of the weights, on maps of strides 4 to 32.
+    cells = sum((64 // stride) ** 2 for stride in (4, 8, 16, 32))
+    products = 3 * images * cells * student * teacher
+    assert rcnn["pkd"]["own_multiply_adds"] == products + SGD * 4 * student * teacher
+    # The teacher's head on each of the student's regions, at most 512 of an image.
+    each = 7 * 7 * teacher * head + head * head + 5 * head * (classes + 1)
+    regions, rest = divmod(rcnn["roi_kd"]["own_multiply_adds"], each)
+    assert rest == 0
+    assert 0 < regions <= 512 * images
+    # Matching multiplies no matrices; asking both decoders again does.
+    assert queries["query_kd"]["own_multiply_adds"] == queries["none"]["own_multiply_adds"] == 0
+    assert queries["shared_queries"]["own_multiply_adds"] > 0
+
+
+def test_the_page_of_detectors_names_every_method_and_says_why_one_is_refused(
+    written_of_detectors: tuple[dict[str, Any], str],
+) -> None:
+    results, page = written_of_detectors
+    assert results["command"] in page
+    for pair in results["pairs"].values():
+        assert all(f"| {method} |" in page for method in pair["methods"])
+    refused = results["pairs"]["smoke_queries"]["refused"]
+    assert set(refused) == {"roi_kd"}
+    assert refused["roi_kd"] in page

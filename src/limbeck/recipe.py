@@ -341,6 +341,17 @@ def as_plain(recipe: Any) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values if key not in foreign}
 
 
+def defaults_of(recipe: Any) -> dict[str, Any]:
+    """The default of every option that has one, as plain values."""
+    found = {}
+    for option in dataclasses.fields(recipe):
+        if option.default is not dataclasses.MISSING:
+            found[option.name] = option.default
+        elif option.default_factory is not dataclasses.MISSING:
+            found[option.name] = option.default_factory()
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
 def _require(recipe: Any, name: str, holds: Callable[[Any], bool], expectation: str) -> None:
     value = getattr(recipe, name)
     if not holds(value):

@@ -8,6 +8,9 @@ MODEL_CARD.md          what it is, what it learned from, under which licences
 summary.json           the final numbers
 predictions.npz        labels and both models' logits on the validation images
 cka.npz, samples.npz   similarity of the two models' levels; images to look at
+detections.npz, detection_scores.json, samples/
+                       of a detector instead: what both models find, average precision, images to look at
+pseudo_labels.json     of a detector that learned from unlabelled images: what the teacher found in them
 report.html            the page a person reads
 export/                artefacts and their verification
 """

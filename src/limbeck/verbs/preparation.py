@@ -19,7 +19,15 @@ from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.door import class_names_of, load_model
 from limbeck.models.names import has_own_weights
-from limbeck.recipe import DistillRecipe, TrainingRecipe, TrainRecipe, as_plain, differences, resolve_training
+from limbeck.recipe import (
+    DistillRecipe,
+    TrainingRecipe,
+    TrainRecipe,
+    as_plain,
+    defaults_of,
+    differences,
+    resolve_training,
+)
 from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import ClassificationTask, Measurement
 from limbeck.training.fit import choose_accelerator, choose_precision, main_device
@@ -225,7 +233,9 @@ def _write_or_compare_recipe(run: Run, recipe: TrainRecipe | DistillRecipe) -> N
     values = as_plain(recipe)
     if recipe.resume:
         kept = {key: value for key, value in values.items() if key not in FREE_ON_RESUME}
-        before = {key: value for key, value in run.recipe.items() if key not in FREE_ON_RESUME}
+        # Options that did not exist yet when the run was started had no effect, and neither have their defaults.
+        before = {**defaults_of(recipe), **run.recipe}
+        before = {key: before[key] for key in {**kept, **run.recipe} if key in before and key not in FREE_ON_RESUME}
         if changed := differences(before, kept):
             raise UserError(
                 f"The run in {run.path} was started with another recipe, so it cannot be resumed: {'; '.join(changed)}. Give the "

@@ -100,11 +100,12 @@ class TorchvisionDetector(Detector):
         images = self._images(pictures)
         size = (int(images.tensors.shape[-2]), int(images.tensors.shape[-1]))
         outputs = DetectionOutputs(size, pictures.sizes)
-        if targets is None and not (request.levels or request.predictions or request.regions):
+        answers = targets is not None or request.predictions or request.regions or request.read_regions
+        if not (answers or request.levels):
             return outputs
         features = self._features(images)
         outputs.maps = {name: features[self._keys[name]] for name in request.levels}
-        if targets is not None or request.predictions or request.regions:
+        if answers:
             self._answer(outputs, images, features, None if targets is None else self._targets(targets), request)
         return outputs
 

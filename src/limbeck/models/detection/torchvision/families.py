@@ -71,6 +71,9 @@ def _two_stage(
         "box_roi_pool": MultiScaleRoIAlign(pyramid.names, _POOLED, 2),
         "box_head": TwoMLPHead(pyramid.out_channels * _POOLED**2, width),
         "box_predictor": FastRCNNPredictor(width, num_slots),
+        "box_batch_size_per_image": options["train_regions"],
+        "rpn_post_nms_top_n_train": options["proposals"][0],
+        "rpn_post_nms_top_n_test": options["proposals"][1],
         **_statistics(backbone),
     }
 

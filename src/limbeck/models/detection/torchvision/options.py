@@ -7,16 +7,17 @@ from limbeck.errors import UserError
 from limbeck.models.detection.names import FAMILIES
 
 _BACKBONE: dict[str, Any] = {"backbone": None, "backbone_pretrained": False, "norm": "auto", "trainable_layers": "auto"}
+_TWO_STAGE: dict[str, Any] = {
+    "fpn_channels": 256,
+    "head_channels": 1024,
+    "anchor_sizes": None,
+    "proposals": [2000, 1000],
+    "train_regions": 512,
+}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "faster_rcnn": {**_BACKBONE, "fpn_channels": 256, "head_channels": 1024, "anchor_sizes": None},
-    "mask_rcnn": {
-        **_BACKBONE,
-        "fpn_channels": 256,
-        "head_channels": 1024,
-        "mask_channels": 256,
-        "anchor_sizes": None,
-    },
+    "faster_rcnn": {**_BACKBONE, **_TWO_STAGE},
+    "mask_rcnn": {**_BACKBONE, **_TWO_STAGE, "mask_channels": 256},
     "retinanet": {**_BACKBONE, "fpn_channels": 256, "anchor_sizes": None},
     "fcos": {**_BACKBONE, "fpn_channels": 256},
     "ssdlite": {**_BACKBONE, "extra_channels": [512, 256, 256, 128]},
@@ -32,6 +33,8 @@ trainable_layers: the backbone's stages, counted from the deepest, that are trai
 fpn_channels: of every map of the pyramid.
 head_channels: of the two hidden layers of the box head.
 mask_channels: of the mask head.
+proposals: how many the region proposal network passes on for each image, in training and when measuring.
+train_regions: how many of them are learned from for each image; at most a quarter show an object.
 anchor_sizes: pixels of the anchors' sides, one list for each map; None is 8 times its stride (RetinaNet: and two sizes
     between that and the next map's).
 extra_channels: of the maps that SSDLite adds to the backbone's two.
@@ -72,6 +75,7 @@ def _check(option: str, value: Any, text: str) -> None:
         "norm": "auto, frozen or batch",
         "trainable_layers": "auto or a number from 0 on",
         "anchor_sizes": "a list with one list of positive numbers for each map",
+        "proposals": "a list of two whole numbers from 1 on",
         "extra_channels": "a list of positive even numbers",
     }.get(option, "a positive number")
     good: dict[str, Any] = {
@@ -80,6 +84,7 @@ def _check(option: str, value: Any, text: str) -> None:
         "norm": value in ("auto", "frozen", "batch"),
         "trainable_layers": value == "auto" or _is_count(value, 0),
         "anchor_sizes": value is None or (isinstance(value, list) and bool(value) and all(map(_are_sizes, value))),
+        "proposals": isinstance(value, list) and len(value) == 2 and all(_is_count(v, 1) for v in value),
         "extra_channels": isinstance(value, list)
         and bool(value)
         and all(_is_count(v, 2) and v % 2 == 0 for v in value),
