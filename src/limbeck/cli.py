@@ -13,7 +13,7 @@ VERBS = {
     "distill": "Distil a teacher into a student, and report on it.",
     "train": "Train or fine-tune a model without a teacher, for instance the one that will teach.",
     "evaluate": "Measure a model on the validation images of a data set.",
-    "predict": "Classify images: answers and an annotated contact sheet.",
+    "predict": "Classify images or find objects in them: answers and an annotated contact sheet.",
     "export": "Export a model and verify the artefact on real images.",
     "report": "Write one self-contained HTML page about a run.",
     "methods": "List the distillation methods and their options.",

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -40,6 +40,8 @@ OPSETS = range(18, 24)
 # A protocol buffer, hence an ONNX file in one piece, cannot be larger.
 MAX_FILE_BYTES = 2**31 - 1
 TRIED_BATCHES = (1, 2, 5)
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def export_onnx(
@@ -88,14 +90,14 @@ def export_onnx(
             f"{len(class_names)} class names were given for {name}, which has {model.facts.num_classes} classes. Give "
             "one name per class, in the order of the logits."
         )
-    _require_small_enough(name, sum(t.numel() for t in (*model.parameters(), *model.buffers())) * 4)
+    require_small_enough(name, sum(t.numel() for t in (*model.parameters(), *model.buffers())) * 4)
     frozen = inference_copy(model)
     if dynamic_size:
         allow_any_size(frozen)
         require_any_size(frozen)
     graph = _traced(frozen, opset, dynamic_size)
     _describe(graph, model, class_names, dynamic_size)
-    _require_small_enough(name, graph.ByteSize())
+    require_small_enough(name, graph.ByteSize())
     content = graph.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
@@ -119,7 +121,7 @@ def export_onnx(
     return path
 
 
-def inference_copy(model: VisionModel) -> VisionModel:
+def inference_copy(model: _Model) -> _Model:
     """A copy in evaluation mode, float32 and on the CPU; the model keeps its mode, module by module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -131,6 +133,21 @@ def inference_copy(model: VisionModel) -> VisionModel:
         for module, training in modes:
             module.training = training
     return frozen.cpu().float().eval().requires_grad_(False)
+
+
+def put_metadata(graph: onnx.ModelProto, values: dict[str, str]) -> None:
+    """Put what a file's user must know into it, and take out the traces of the machine that wrote it."""
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, values)
+    graph.producer_name = "limbeck"
+    graph.producer_version = limbeck.__version__
+    # The exporter notes for each node which line of which file made it: the user's folders, and much of the size.
+    for part in (graph.graph, *graph.functions):
+        for node in part.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in part.value_info:
+            del value.metadata_props[:]
 
 
 class _Logits(nn.Module):
@@ -195,7 +212,7 @@ def _not_exportable(model: VisionModel, reason: str) -> UserError:
 def _describe(
     graph: onnx.ModelProto, model: VisionModel, class_names: Sequence[str] | None, dynamic_size: bool
 ) -> None:
-    """Put into the file what its user must know, and take out the traces of the machine that wrote it."""
+    """Put into the file what its user must know."""
     height, width = model.facts.input_size
     sides = "height, width" if dynamic_size else f"{height}, {width}"
     resize = (
@@ -225,17 +242,7 @@ def _describe(
         values["tried_sizes"] = json.dumps([list(size) for size in (model.facts.input_size, *other_sizes(model))])
     if class_names is not None:
         values["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
-    del graph.metadata_props[:]
-    onnx.helper.set_model_props(graph, values)
-    graph.producer_name = "limbeck"
-    graph.producer_version = limbeck.__version__
-    # The exporter notes for each node which line of which file made it: the user's folders, and much of the size.
-    for part in (graph.graph, *graph.functions):
-        for node in part.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-        for value in part.value_info:
-            del value.metadata_props[:]
+    put_metadata(graph, values)
 
 
 def _try_size(session: onnxruntime.InferenceSession, model: VisionModel, size: Size) -> None:
@@ -282,7 +289,12 @@ def _try_batches(session: onnxruntime.InferenceSession, model: VisionModel, size
         )
 
 
-def _require_small_enough(name: str, size: int) -> None:
+def require_small_enough(name: str, size: int) -> None:
+    """Nothing for a model of so many bytes that fits into one file.
+
+    Raises:
+        UserError: it does not.
+    """
     if size > MAX_FILE_BYTES:
         raise UserError(
             f"{name} takes {size / 1e9:.1f} GB; an ONNX file in one piece holds at most {MAX_FILE_BYTES / 1e9:.1f} GB. "
