@@ -5,7 +5,7 @@ Boxes come in two forms. In pixels they are x1, y1, x2, y2 of the picture, a box
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -133,6 +133,14 @@ class Resize:
     long: int
     stretch: bool = False
     antialias: bool = True
+
+    def with_sides(self, short: int | None, long: int | None) -> "Resize":
+        """The same with other sides; one that is not given keeps its proportion to the other."""
+        if short is None and long is None:
+            return self
+        if short is None:
+            short = max(1, round(self.short * (long or 0) / self.long))
+        return replace(self, short=short, long=long or max(1, round(self.long * short / self.short)))
 
     def size(self, height: int, width: int) -> Size:
         """(height, width) after resizing; rounded down, as torchvision does."""

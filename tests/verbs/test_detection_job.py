@@ -151,6 +151,9 @@ def test_unlabelled_images_and_a_teacher_are_enough(
     folder.mkdir()
     for number in range(8):
         scenes.train.read(number).save(folder / f"{number}.png")
+    with pytest.raises(UserError, match="no option 'weigth'"):
+        distil(teacher, tmp_path / "typo", data=str(folder), method="pkd(weigth=2)")
+    assert not (tmp_path / "typo").exists(), "nothing was labelled for a run that cannot be made"
     with pytest.raises(UserError, match=r"finds nothing in 8 images.*Lower the threshold"):
         distil(teacher, tmp_path / "sure", data=str(folder), pseudo_score=0.999)
     run = distil(teacher, tmp_path / "run", data=str(folder), student=BOXES, pseudo_score=0.01, val_fraction=0.25)

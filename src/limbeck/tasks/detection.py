@@ -15,7 +15,7 @@ from limbeck.tasks.base import Batch, Task
 from limbeck.tasks.detection_scores import Detections, DetectionScores, score
 
 MOST_DETECTIONS = 100
-"""An image's best detections that are kept; COCO's rules look at no more."""
+"""An image's best detections of each class that are kept; COCO's rules look at no more."""
 
 
 class DetectionTask(Task):
@@ -74,13 +74,17 @@ class DetectionTask(Task):
 
 
 def compact(found: Found) -> Detections:
-    """Detections on the CPU, the best hundred, masks as run lengths."""
-    kept = slice(0, MOST_DETECTIONS)
+    """Detections on the CPU, of each class the best hundred, masks as run lengths."""
+    labels = found.labels.cpu().numpy()
+    kept = np.sort(
+        np.concatenate([np.flatnonzero(labels == k)[:MOST_DETECTIONS] for k in np.unique(labels)] or [labels])
+    )
+    boxes = found.boxes.float().cpu().numpy()[kept]
+    scores = found.scores.float().cpu().numpy()[kept]
     masks = None
     if found.masks is not None:
-        decided = Detections(*_arrays(found, kept), masks=found.masks[kept].cpu().numpy())
-        masks = decided.rles()
-    return Detections(*_arrays(found, kept), masks=masks)
+        masks = Detections(boxes, scores, labels[kept], found.masks.cpu().numpy()[kept]).rles()
+    return Detections(boxes, scores, labels[kept], masks)
 
 
 @torch.no_grad()
@@ -97,14 +101,6 @@ def predict_detections(
     ]
     model.train(was_training)
     return answers
-
-
-def _arrays(found: Found, kept: slice) -> tuple[Any, Any, Any]:
-    return (
-        found.boxes[kept].float().cpu().numpy().astype(np.float32),
-        found.scores[kept].float().cpu().numpy(),
-        found.labels[kept].cpu().numpy(),
-    )
 
 
 def _main_scores(scores: DetectionScores) -> dict[str, float]:

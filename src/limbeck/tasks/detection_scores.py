@@ -1,8 +1,8 @@
 """Average precision of boxes and masks by COCO's rules, computed by faster-coco-eval.
 
 AP is the mean over the classes, and over IoU 0.50, 0.55, ... 0.95, of the precision at 101 recalls from 0 to 1, of the
-best 100 detections an image. Crowds are neither right nor missed. A class without an object on the scored images has
-no AP: it is NaN and left out of every mean (pycocotools writes -1).
+best 100 detections of a class in an image. Crowds are neither right nor missed. A class without an object on the scored
+images has no AP: it is NaN and left out of every mean (pycocotools writes -1).
 
 Source: https://cocodataset.org/#detection-eval; T.-Y. Lin et al., Microsoft COCO, arXiv 1405.0312.
 """
@@ -82,7 +82,7 @@ class DetectionScores:
         ap_small: of objects of less than 32 x 32 pixels.
         ap_medium: of those between.
         ap_large: of objects of more than 96 x 96 pixels.
-        ar100: average recall with the best 100 detections an image, over IoU 0.50 to 0.95.
+        ar100: average recall with the best 100 detections of a class in an image, over IoU 0.50 to 0.95.
         class_ap: (K,) AP of each class.
         class_ap50: (K,) AP50 of each class.
         recall_points: (101,), 0 to 1.

@@ -1,6 +1,7 @@
 """One training step, one validation, as a Lightning module around a Distiller."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -49,7 +50,7 @@ class TrainingModule(lightning.LightningModule):
         self.recipe = recipe
         self.updates_per_epoch = updates_per_epoch
         self.ema = (
-            AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            AveragedModel(distiller.student, multi_avg_fn=averaging(recipe.ema), use_buffers=True)
             if recipe.ema
             else None
         )
@@ -203,3 +204,17 @@ class TrainingModule(lightning.LightningModule):
             self.records.add(kind, self.current_epoch, self.global_step, values)
         for logger in self.loggers:
             logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=self.global_step)
+
+
+def averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """How tensors of one type are averaged; whole numbers (class slots, window indices, counters) are copied."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: Any, own: Any, updates: Any) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, own, updates)
+        else:
+            for place, value in zip(averaged, own, strict=True):
+                place.copy_(value)
+
+    return update

@@ -150,7 +150,9 @@ def test_maps_are_what_the_heads_read_and_padding_is_0(family: str) -> None:
     expected = made.network.backbone(images)
     assert list(maps) == list(names)
     for name, theirs in zip(names, expected.values(), strict=True):
-        assert torch.equal(maps[name], theirs)
+        rows, columns = theirs.shape[-2:]
+        assert torch.equal(maps[name][..., :rows, :columns], theirs)
+        assert maps[name][..., rows:, :].abs().sum() == maps[name][..., columns:].abs().sum() == 0
         level = made.facts.level(name)
         assert level.kind == "fpn" and level.channels == theirs.shape[1]
         assert theirs.shape[-1] == -(-images.shape[-1] // level.stride)
@@ -268,3 +270,24 @@ def test_facts_say_how_it_predicts() -> None:
     assert [family for family, fact in facts.items() if fact.family == "two_stage"] == list(TWO_STAGE)
     assert [family for family, fact in facts.items() if fact.has_masks] == ["mask_rcnn"]
     assert all(fact.class_names == CLASSES and fact.num_classes == 3 for fact in facts.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_lie_over_the_padded_pictures_whatever_the_network_was_shown(family: str) -> None:
+    made = detector(family).eval()
+    of = pad([torch.rand(3, 100, 72)])
+    names = tuple(level.name for level in made.facts.levels)
+    outputs = made(of, request=Request(names))
+    assert outputs.size == of.size == (128, 96)
+    for level in made.facts.levels:
+        rows, columns = outputs.maps[level.name].shape[-2:]
+        assert abs(rows - 128 / level.stride) <= 1 and abs(columns - 96 / level.stride) <= 1
+
+
+@pytest.mark.parametrize("family", TWO_STAGE)
+def test_what_was_seen_first_changes_no_later_answer(family: str) -> None:
+    fresh, used = detector(family).eval(), detector(family).eval()
+    used.detect(pad([torch.rand(3, 40, 300)]), [(40, 300)])  # padded to more than half again its height
+    of = pictures(family)
+    for one, other in zip(fresh.detect(of, of.sizes), used.detect(of, of.sizes), strict=True):
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)

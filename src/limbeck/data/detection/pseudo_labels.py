@@ -1,9 +1,9 @@
 """What a teacher found in images that nobody has annotated, as annotations to learn from.
 
-What the teacher is sure enough of becomes the truth, and its scores weigh how much. (Detectors that learn from their own
-labels, such as Unbiased Teacher, Liu et al., arXiv:2102.09480, ask for 0.7 and weigh all alike; weighted labels may be
-less sure, hence the default of 0.4.) The labels are kept as one of COCO's annotation files with a `score` for each
-annotation, so that a person can look at them, a stopped run finds them, and `coco:FILE,FOLDER` names them.
+What the teacher is sure enough of is learned as if it were true. (Detectors that learn from their own labels, such as
+Unbiased Teacher, Liu et al., arXiv:2102.09480, ask for a score of 0.7; the default of 0.4 misses fewer objects.) The labels
+are kept as one of COCO's annotation files with a `score` for each annotation, so that a person can look at them, a
+stopped run finds them, and `coco:FILE,FOLDER` names them.
 """
 
 import json

@@ -215,7 +215,9 @@ class TableBuilder:
         if scored:
             for row in rows:
                 row.score = 1.0 if row.score is None else row.score
-            self.notes.append(f"{len(scored)} of {len(single)} objects carry a score, by which they are weighted.")
+            self.notes.append(
+                f"{len(scored)} of {len(single)} objects carry a score; they are learned like all others."
+            )
         return SceneTable(self.root, self.class_names, list(self.images.values()), has_masks, bool(scored))
 
     def _clip(self, box: Box, where: str, image: "_Image") -> Box | None:

@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from limbeck.detection import DetectionOutputs, DetectorFacts, Found, Pictures, Resize, Size, Target
 from limbeck.models.base import Provenance
@@ -59,3 +60,17 @@ class Detector(nn.Module, ABC):
             pictures: already resized; any size.
             sizes: (height, width) of each image before it was resized.
         """
+
+
+def over_padding(map_: Tensor, grid: Size, filling: float = 0.0) -> Tensor:
+    """A map of what a network saw as one over the padded pictures, of which it saw less or more; by whole cells.
+
+    Args:
+        map_: (B, C, H, W).
+        grid: (rows, columns) that the padded pictures have.
+        filling: of cells that nothing was computed for.
+    """
+    rows, columns = grid
+    if map_.shape[-2:] == (rows, columns):
+        return map_
+    return F.pad(map_, (0, columns - map_.shape[-1], 0, rows - map_.shape[-2]), value=filling)

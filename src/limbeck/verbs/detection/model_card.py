@@ -33,7 +33,7 @@ def model_card(course: DetectionCourse, summary: dict[str, Any]) -> str:
         )
         + "; the model normalises them itself.",
         f"* {summary['parameters']['student']:,} parameters, {summary['macs']['student'] / 1e9:,.2f} billion "
-        "multiply-adds per picture of that size.",
+        f"multiply-adds for a picture of {summary['macs_size'][0]} x {summary['macs_size'][1]} pixels.",
         "",
         "## How good it is",
         "",

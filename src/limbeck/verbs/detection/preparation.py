@@ -75,6 +75,8 @@ class DetectionCourse:
 def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> DetectionCourse:
     """Open data and detectors, decide every "auto", make the distiller and the run's folder.
 
+    A teacher labels unlabelled images last, once everything else is known to fit.
+
     Raises:
         UserError: data and models do not fit each other.
     """
@@ -82,48 +84,39 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> DetectionCourse:
     device = main_device(values["accelerator"])
     seed_everything("initialisation", recipe.seed)
     teacher = load_detector(recipe.teacher) if isinstance(recipe, DistillRecipe) else None
-    unlabelled = check_scenes_name(recipe.data).kind == "images"
-    if unlabelled:
-        scenes = _pseudo_labelled(recipe, run, teacher, device)
-    else:
-        scenes = open_scenes(
-            recipe.data,
-            val_fraction=recipe.val_fraction,
-            split_seed=recipe.split_seed,
-            bad_images=recipe.bad_images,
-        )
+    scenes = _open_annotated(recipe)
+    class_names, has_masks = _what_is_known(recipe, scenes, teacher)
     seed_everything("initialisation", recipe.seed)
-    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
-    asked = recipe.student_pretrained if isinstance(recipe, DistillRecipe) else recipe.pretrained
-    own_weights = has_own_weights(name) if asked == "auto" else asked
+    own_weights = _wants_own_weights(recipe)
     student = load_detector(
-        name,
-        class_names=scenes.class_names,
+        recipe.student if isinstance(recipe, DistillRecipe) else recipe.model,
+        class_names=class_names,
         pretrained=own_weights,
         short=None if recipe.short_side == "auto" else recipe.short_side,
         long=None if recipe.long_side == "auto" else recipe.long_side,
         backbone=recipe.backbone,
     )
-    _require_masks(student, scenes, recipe.data)
+    if student.facts.has_masks and not has_masks:
+        raise UserError(
+            f"{student.facts.name} learns masks, but {recipe.data} has boxes only. Give data with polygons or run lengths (or, "
+            "for unlabelled images, a teacher with masks), or a detector without masks."
+        )
     values["pretrained" if isinstance(recipe, TrainRecipe) else "student_pretrained"] = own_weights
     values |= {"short_side": student.resize.short, "long_side": student.resize.long, "out": str(run.path)}
     values["flip"] = 0.5 if recipe.flip == "auto" else recipe.flip
-    if recipe.num_workers == "auto":
-        values["num_workers"] = default_workers(scenes.train, scenes.native_size)
-    method = "none"
+    distiller = _distiller(recipe, teacher, student)
     if isinstance(recipe, DistillRecipe):
         assert teacher is not None
-        method = values["method"] = choose_method(student, teacher) if recipe.method == "auto" else recipe.method
-    distiller = DetectionDistiller(
-        teacher, student, method, task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto"
-    )
-    if isinstance(recipe, DistillRecipe):
-        values["task_weight"] = distiller.task_weight
+        values |= {"method": _method(recipe, teacher, student), "task_weight": distiller.task_weight}
+    labelled = scenes is not None
+    scenes = scenes or _pseudo_labelled(recipe, run, teacher, device)
+    if recipe.num_workers == "auto":
+        values["num_workers"] = default_workers(scenes.train, scenes.native_size)
     recipe = dataclasses.replace(recipe, **values)
     record_start(run, recipe, device, scenes.record, distiller)
     origin = dataclasses.replace(student.provenance)
     return DetectionCourse(
-        recipe, run, scenes, student, teacher, distiller, device, origin, student.resize, pseudo_labelled=unlabelled
+        recipe, run, scenes, student, teacher, distiller, device, origin, student.resize, pseudo_labelled=not labelled
     )
 
 
@@ -183,23 +176,51 @@ def scene_batches(
     )
 
 
-def _require_masks(student: Detector, scenes: Scenes, data: str) -> None:
-    if student.facts.has_masks and not scenes.has_masks:
+def _open_annotated(recipe: TrainRecipe | DistillRecipe) -> Scenes | None:
+    """The scenes; None for a folder of images that nobody has annotated."""
+    if check_scenes_name(recipe.data).kind == "images":
+        return None
+    return open_scenes(
+        recipe.data, val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, bad_images=recipe.bad_images
+    )
+
+
+def _what_is_known(
+    recipe: TrainRecipe | DistillRecipe, scenes: Scenes | None, teacher: Detector | None
+) -> tuple[tuple[str, ...], bool]:
+    """Classes, and whether there are masks; of unlabelled images, what the teacher will give."""
+    if scenes is not None:
+        return scenes.class_names, scenes.has_masks
+    if teacher is None:
         raise UserError(
-            f"{student.facts.name} learns masks, but {data} has boxes only. Give data with polygons or run lengths, or a "
-            "detector without masks."
+            f"{recipe.data} holds images without annotations, and training without a teacher needs them. Distil with a "
+            "teacher, or give annotated data such as coco:ANNOTATIONS.json,IMAGES."
         )
+    return teacher.facts.class_names, teacher.facts.has_masks
+
+
+def _wants_own_weights(recipe: TrainRecipe | DistillRecipe) -> bool:
+    asked = recipe.student_pretrained if isinstance(recipe, DistillRecipe) else recipe.pretrained
+    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+    return has_own_weights(name) if asked == "auto" else bool(asked)
+
+
+def _method(recipe: DistillRecipe, teacher: Detector, student: Detector) -> str:
+    return choose_method(student, teacher) if recipe.method == "auto" else recipe.method
+
+
+def _distiller(recipe: TrainRecipe | DistillRecipe, teacher: Detector | None, student: Detector) -> DetectionDistiller:
+    if not isinstance(recipe, DistillRecipe):
+        return DetectionDistiller(None, student, "none")
+    assert teacher is not None
+    return DetectionDistiller(teacher, student, _method(recipe, teacher, student), task_weight=recipe.task_weight)
 
 
 def _pseudo_labelled(
     recipe: TrainRecipe | DistillRecipe, run: Run, teacher: Detector | None, device: torch.device
 ) -> Scenes:
     """An unlabelled folder's images with the teacher's confident detections; a resumed run reads those it has."""
-    if teacher is None or not isinstance(recipe, DistillRecipe):
-        raise UserError(
-            f"{recipe.data} holds images without annotations, and training without a teacher needs them. Distil with a "
-            "teacher, or give annotated data such as coco:ANNOTATIONS.json,IMAGES."
-        )
+    assert teacher is not None and isinstance(recipe, DistillRecipe)
     folder, file = Path(recipe.data).expanduser(), run.path / FILE_NAME
     notes: list[str] = []
     if not (recipe.resume and file.is_file()) and process_rank() == 0:

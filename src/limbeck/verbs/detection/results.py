@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.detection import Pictures
+from limbeck.detection import Size, pad
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import save_detector
 from limbeck.recipe import DistillRecipe
@@ -59,18 +59,18 @@ def verb_of(course: DetectionCourse) -> str:
 
 
 @torch.no_grad()
-def count_macs(detector: Detector) -> int:
-    """Multiply-adds of one picture at the detector's own size, everything included; counted by torch.
+def count_macs(detector: Detector, size: Size) -> int:
+    """Multiply-adds of finding objects in one picture of (height, width), everything included; counted by torch.
 
     The picture is noise from a fixed seed: how many regions a two-stage detector looks at depends on what it sees.
     """
     device = next(detector.parameters()).device
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    pictures = pad([image], 1 if detector.resize.stretch else 32)
     was_training = detector.training
     detector.eval()
-    size = detector.facts.input_size
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with FlopCounterMode(display=False) as counter:
-        detector.detect(Pictures(image, (size,)), [size])
+        detector.detect(pictures, [size])
     detector.train(was_training)
     return int(counter.get_total_flops()) // 2
 
@@ -90,6 +90,7 @@ def _summary(
     best = max(rows, key=lambda row: row["ap"])
     rates = [row["images_per_second"] for row in module.records.of("train")]
     teacher = course.teacher
+    size = course.resize.size(*course.scenes.native_size)
     return {
         "task": "detection",
         "verb": verb_of(course),
@@ -104,7 +105,11 @@ def _summary(
             "student": count_parameters(student),
             "teacher": count_parameters(teacher) if teacher is not None else None,
         },
-        "macs": {"student": count_macs(student), "teacher": count_macs(teacher) if teacher is not None else None},
+        "macs": {
+            "student": count_macs(student, size),
+            "teacher": count_macs(teacher, size) if teacher is not None else None,
+        },
+        "macs_size": list(size),
         "image_size": [course.resize.short, course.resize.long],
         "seconds": seconds,
         "training_seconds": module.seconds,

@@ -1,7 +1,6 @@
 """torchvision's detectors behind our interface: its published ones, and its families with any backbone."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -133,7 +132,7 @@ def _family(
     network = family.make(backbone, slots.count, options, text)
     freeze(backbone.body, options["trainable_layers"], norms=options["norm"] == "frozen")
     record = {"name": name, "options": options, "backbone": backbone.rebuild}
-    return _wrap(network)(network, slots, text=text, resize=_resize(family.resize, short, long), rebuild=record)
+    return _wrap(network)(network, slots, text=text, resize=family.resize.with_sides(short, long), rebuild=record)
 
 
 def _create_published(
@@ -174,7 +173,7 @@ def _published(
         network,
         slots,
         text=text,
-        resize=_resize(_own_resize(network), short, long),
+        resize=_own_resize(network).with_sides(short, long),
         rebuild={"name": name, "options": options},
         published_slots=published.slots_of(name),
     )
@@ -190,8 +189,3 @@ def _own_resize(network: Any) -> Resize:
         width, height = transform.fixed_size
         return Resize(height, width, stretch=True, antialias=False)
     return Resize(transform.min_size[-1], transform.max_size, antialias=False)
-
-
-def _resize(own: Resize, short: int | None, long: int | None) -> Resize:
-    short = short or own.short
-    return replace(own, short=short, long=long or (own.long if own.stretch else max(own.long, short)))

@@ -24,7 +24,7 @@ from limbeck.detection import (
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance
 from limbeck.models.detection.backbones import evaluating, freeze_norms
-from limbeck.models.detection.base import Detector
+from limbeck.models.detection.base import Detector, over_padding
 from limbeck.models.detection.torchvision import published
 from limbeck.models.detection.torchvision.classes import Slots, other_classes
 from limbeck.models.detection.torchvision.older_names import todays_names
@@ -98,13 +98,18 @@ class TorchvisionDetector(Detector):
         for name in request.levels:
             self.facts.level(name)
         images = self._images(pictures)
-        size = (int(images.tensors.shape[-2]), int(images.tensors.shape[-1]))
-        outputs = DetectionOutputs(size, pictures.sizes)
+        seen = (int(images.tensors.shape[-2]), int(images.tensors.shape[-1]))
+        outputs = DetectionOutputs(pictures.size, pictures.sizes)
         answers = targets is not None or request.predictions or request.regions or request.read_regions
         if not (answers or request.levels):
             return outputs
         features = self._features(images)
-        outputs.maps = {name: features[self._keys[name]] for name in request.levels}
+        for name in request.levels:
+            outputs.maps[name] = features[self._keys[name]]
+            if seen != pictures.size:
+                stride = self.facts.level(name).stride
+                rows, columns = (-(-side // stride) for side in pictures.size)
+                outputs.maps[name] = over_padding(outputs.maps[name], (rows, columns))
         if answers:
             self._answer(outputs, images, features, None if targets is None else self._targets(targets), request)
         return outputs

@@ -5,6 +5,7 @@ what is needed is run, and the answers on the sampled proposals are kept.
 """
 
 from collections.abc import Sequence
+from math import log2
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops.poolers import initLevelMapper
 
 from limbeck.detection import DetectionOutputs, DetectorFamily, Regions
 from limbeck.models.detection.torchvision.base import TorchvisionDetector
@@ -27,6 +29,20 @@ class TwoStageDetector(TorchvisionDetector):
     """
 
     family: DetectorFamily = "two_stage"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The library would guess the maps' scales from the first pictures it sees and keep them; where these are padded to
+        # much more than their own size, such as a panorama beside a portrait, the guess is wrong.
+        strides = {self._keys[level.name]: level.stride for level in self.facts.levels}
+        heads: Any = self.network.roi_heads
+        for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+            if pool is not None:
+                of = [strides[key] for key in pool.featmap_names if key in strides]
+                pool.scales = [1 / stride for stride in of]
+                pool.map_levels = initLevelMapper(
+                    int(log2(of[0])), int(log2(of[-1])), pool.canonical_scale, pool.canonical_level
+                )
 
     @property
     def has_masks(self) -> bool:

@@ -22,7 +22,6 @@ from limbeck.models.detection.transformers.networks import (
     from_configuration,
     open_network,
     plain_values,
-    resized,
 )
 
 __all__ = ["class_names", "create", "from_record"]
@@ -95,7 +94,7 @@ def from_record(
 
 def _assemble(opened: Opened, text: str, short: int | None, long: int | None) -> Detector:
     config: Any = opened.network.config
-    opened.resize = resized(opened.resize, short, long)
+    opened.resize = opened.resize.with_sides(short, long)
     detector: Detector = opened.family.load()(
         opened.network,
         config,

@@ -1,7 +1,6 @@
 """From a name to one of transformers' detection networks, with weights or without. Code from a hub is never run."""
 
 import copy
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,10 +206,3 @@ def resize_as_written(size: Any, default: Resize) -> Resize:
         short = int(size["shortest_edge"])
         return Resize(short, int(size.get("longest_edge") or default.long))
     return default
-
-
-def resized(resize: Resize, short: int | None, long: int | None) -> Resize:
-    """A `Resize` with the user's sides; where pictures become squares, one side is both."""
-    if resize.stretch or resize.short == resize.long:
-        short, long = short or long, long or short
-    return dataclasses.replace(resize, short=short or resize.short, long=long or resize.long)

@@ -28,7 +28,7 @@ from limbeck.detection import (
 )
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance
-from limbeck.models.detection.base import Detector
+from limbeck.models.detection.base import Detector, over_padding
 from limbeck.models.detection.transformers.class_slots import class_slots
 from limbeck.outputs import Level, LevelKind, Request
 
@@ -319,13 +319,11 @@ class QueryDetector(Detector):
 
     def _over_padding(self, map_: Tensor, canvas: Canvas, filling: float = 0.0) -> Tensor:
         """A map over the canvas as one over the padded pictures, where these differ."""
-        if canvas.size == canvas.pictures.size:
-            return map_
         rows, columns = (
             round(cells * whole / seen)
             for cells, whole, seen in zip(map_.shape[-2:], canvas.pictures.size, canvas.size, strict=True)
         )
-        return F.pad(map_, (0, columns - map_.shape[-1], 0, rows - map_.shape[-2]), value=filling)
+        return over_padding(map_, (rows, columns), filling)
 
     @torch.no_grad()
     def _find_levels(self, text: str, size: Size) -> tuple[tuple[Level, ...], Level | None]:
