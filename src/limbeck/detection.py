@@ -268,3 +268,25 @@ def pad(images: Sequence[Tensor], divisor: int = 32) -> Pictures:
     for place, image in zip(whole, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image
     return Pictures(whole, sizes)
+
+
+def name_pairs(own: Sequence[str], other: Sequence[str]) -> dict[int, int]:
+    """Classes that two lists of names share: from indices of the first to indices of the second.
+
+    Names meet if they are equal; those that remain, if they are equal without regard to capitals, spaces, hyphens and
+    underscores. Each class meets at most one.
+    """
+    pairs: dict[int, int] = {}
+    for spelt in (str, _plain):
+        places: dict[str, list[int]] = {}
+        for index, name in enumerate(other):
+            if index not in pairs.values():
+                places.setdefault(spelt(name), []).append(index)
+        for index, name in enumerate(own):
+            if index not in pairs and places.get(spelt(name)):
+                pairs[index] = places[spelt(name)].pop(0)
+    return pairs
+
+
+def _plain(name: str) -> str:
+    return name.casefold().translate(str.maketrans("", "", " _-"))

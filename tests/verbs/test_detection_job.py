@@ -162,8 +162,23 @@ def test_unlabelled_images_and_a_teacher_are_enough(
     assert run.summary["pseudo_labelled"] and run.summary["class_names"] == teacher.summary["class_names"]
     assert "agrees with it" in " ".join(run.summary["notes"])
     assert "pseudo-labels" in (run.path / "MODEL_CARD.md").read_text()
+    measured = limbeck.evaluate(str(run.path), accelerator="cpu", num_workers=0)
+    assert measured["bbox"]["ap"] == pytest.approx(run.summary["scores"]["student"]["bbox"]["ap"], abs=1e-6)
+    with pytest.raises(UserError, match="--teacher_accuracy needs annotations"):
+        distil(teacher, tmp_path / "expected", data=str(folder), teacher_accuracy=0.5)
     with pytest.raises(UserError, match=r"without annotations.*Distil with a teacher"):
         limbeck.train(model=BOXES, epochs=1, out=str(tmp_path / "alone"), **{**TINY, "data": str(folder)})
+
+
+def test_methods_on_the_last_map_of_plain_transformers(tmp_path: Path) -> None:
+    name = (
+        "hf:yolos(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=[64, 64], "
+        "num_detection_tokens=5, use_mid_position_embeddings=False)"
+    )
+    teacher = limbeck.train(model=name, epochs=1, out=str(tmp_path / "teacher"), **TINY)
+    run = distil(teacher, tmp_path / "student", student=name, method="vitkd+query_kd")
+    assert {"final"} < {pair["student"] for pair in run.summary["pairs"]}
+    assert distil(teacher, tmp_path / "auto", student=name, method="auto").recipe["method"] == "query_kd"
 
 
 def test_a_teacher_of_other_classes_is_refused_or_named(teacher: Run, tmp_path: Path) -> None:
@@ -199,6 +214,16 @@ def test_options_and_names_of_another_task_are_refused(teacher: Run, tmp_path: P
         distil(teacher, tmp_path, method="kd")
     with pytest.raises(UserError, match=r"method fgd is not for --task classification"):
         limbeck.distill(teacher="limbeck:resnet14", student="limbeck:resnet8", data="digits", method="fgd")
+    with pytest.raises(UserError, match=r"architecture without weights.*backbone_pretrained"):
+        distil(teacher, tmp_path, student_pretrained=True)
+    with pytest.raises(UserError, match=r"--pseudo_score is for unlabelled images"):
+        distil(teacher, tmp_path, pseudo_score=0.7)
+    with pytest.raises(UserError, match=r"--view_size and --eval_crop are for classifiers"):
+        limbeck.evaluate(str(teacher.path), view_size=32)
+    with pytest.raises(UserError, match="--top is for classifiers"):
+        limbeck.predict(str(teacher.path), str(tmp_path), top=3)
+    with pytest.raises(UserError, match="--min_score is for detectors"):
+        limbeck.predict("limbeck:resnet8", str(tmp_path), min_score=0.5)
     with pytest.raises(UserError, match="not a detector's name"):
         distil(teacher, tmp_path, student="resnet18")
     with pytest.raises(UserError, match=r"image classifier|detector"):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from limbeck.detection import DetectorFacts, ScoreKind
+from limbeck.detection import DetectorFacts, ScoreKind, name_pairs
 from limbeck.errors import UserError
 
 MOST_LISTED = 10
@@ -212,24 +212,6 @@ class ClassMap(nn.Module):
     def labels(self, labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """The student's labels as places among the shared classes; -1 of a class that the teacher lacks."""
         return self.places[labels]
-
-
-def name_pairs(own: tuple[str, ...], other: tuple[str, ...]) -> dict[int, int]:
-    """From the student's to the teacher's indices of the classes that meet."""
-    pairs: dict[int, int] = {}
-    for spelt in (str, _plain):
-        places: dict[str, list[int]] = {}
-        for index, name in enumerate(other):
-            if index not in pairs.values():
-                places.setdefault(spelt(name), []).append(index)
-        for index, name in enumerate(own):
-            if index not in pairs and places.get(spelt(name)):
-                pairs[index] = places[spelt(name)].pop(0)
-    return pairs
-
-
-def _plain(name: str) -> str:
-    return name.casefold().translate(str.maketrans("", "", " _-"))
 
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from limbeck.errors import UserError
 from limbeck.verbs import screen
 from limbeck.verbs.names import names_of, task_of
 
@@ -49,6 +50,10 @@ def evaluate(
     if data is not None:
         check_data(data)
     if task == "detection":
+        if view_size != "auto" or eval_crop is not None:
+            raise UserError(
+                "--view_size and --eval_crop are for classifiers; a detector is shown whole images at its own size."
+            )
         from limbeck.verbs.detection.evaluate import evaluate as evaluate_detector
 
         return evaluate_detector(

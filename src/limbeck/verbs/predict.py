@@ -11,29 +11,29 @@ from limbeck.verbs.names import names_of, task_of
 def predict(
     model: str,
     images: str,
-    top: int = 5,
+    top: int | None = None,
     out: str | None = None,
     max_sheet: int = 60,
     bad_images: Literal["stop", "skip"] = "stop",
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = "auto",
     task: Literal["auto", "classification", "detection"] = "auto",
-    min_score: float = 0.3,
+    min_score: float | None = None,
 ) -> list[dict[str, Any]]:
     """Classify images, or find objects in them.
 
     Args:
         model: a run's folder or any other model name.
         images: an image file or a folder of images (searched in depth).
-        top: [classification] answers per image.
+        top: [classification] answers per image; 5 when left out.
         out: folder for predictions.jsonl (of a detector detections.jsonl and drawn/) and contact_sheet.png; by default
             predictions/ in the run's folder, or here.
         max_sheet: most images on the contact sheet.
         bad_images: what to do about files that cannot be decoded.
         accelerator: where to run.
-        batch_size: images at a time.
+        batch_size: images at a time; auto is 32, for detectors 8.
         task: what the model does; auto is what its run says, and classification for models without one.
-        min_score: [detection] detections with at least this score are listed and drawn.
+        min_score: [detection] detections with at least this score are listed and drawn; 0.3 when left out.
 
     Returns:
         One dict per image: file, and answers as (class, probability) pairs; of a detector file, size and objects (see
@@ -48,10 +48,18 @@ def predict(
     place = Path(images)
     if not place.exists():
         raise FileNotFoundError(f"There is no image or folder {images}. Check the path.")
+    if task == "detection" and top is not None:
+        raise UserError("--top is for classifiers; a detector lists all it finds with at least --min_score.")
+    if task == "classification" and min_score is not None:
+        raise UserError("--min_score is for detectors; a classifier lists its --top answers.")
+    top = 5 if top is None else top
+    min_score = 0.3 if min_score is None else min_score
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1.")
     if not 0 <= min_score <= 1:
         raise UserError(f"--min_score is {min_score}; it must be between 0 and 1.")
+    if batch_size == "auto":
+        batch_size = 8 if task == "detection" else 32
     import json
 
     import torch
@@ -81,7 +89,7 @@ def predict(
             max_sheet=max_sheet,
             bad_images=bad_images,
             accelerator=accelerator,
-            batch_size=min(batch_size, 8),
+            batch_size=batch_size,
         )
     device = main_device(choose_accelerator(accelerator))
     network = load_model(model).to(device).eval()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from limbeck.detection import Target, pad
+from limbeck.detection import Resize, Target, pad
 from limbeck.errors import UserError
 from limbeck.models.detection.door import class_names_of, load_detector, rebuild, save_detector
 from limbeck.models.door import load_model, save_model
@@ -231,3 +231,19 @@ def test_options_shape_the_network() -> None:
     assert made.network.rpn.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
     assert {level.channels for level in made.facts.levels} == {16}
     assert made.facts.input_size == (96, 96)
+
+
+def test_names_that_mean_no_class_are_not_taken_for_classes() -> None:
+    name = "hf:yolos(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32])"
+    with pytest.raises(UserError, match=r"cannot have classes called 'background'"):
+        load_detector(name, class_names=("background", "cat"))
+    assert load_detector(name, class_names=("Background story", "cat")).facts.class_names == ("Background story", "cat")
+
+
+def test_a_run_shown_another_shorter_side_keeps_its_proportion(tmp_path: Path) -> None:
+    made = load_detector(
+        "torchvision:fcos(backbone=mobilenet_v3_small, fpn_channels=32)", class_names=("a",), short=64, long=96
+    )
+    save_detector(made, tmp_path)
+    assert load_detector(str(tmp_path), short=96).resize == Resize(96, 144, antialias=False)
+    assert load_detector(str(tmp_path)).resize == Resize(64, 96, antialias=False)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.poolers import _setup_scales
 
 from limbeck.models.detection import torchvision as adapter
 from limbeck.models.detection.door import class_names_of, load_detector, save_detector
@@ -139,3 +140,26 @@ def test_older_names_are_todays(name: str) -> None:
     assert old.keys() != state.keys()
     assert list(todays_names(old)) == list(state)
     assert list(todays_names(dict(state))) == list(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("fasterrcnn_resnet50_fpn", (4, 8, 16, 32, 64)),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", (32, 32, 64)),
+        ("fasterrcnn_mobilenet_v3_large_fpn", (32, 32, 64)),
+        ("retinanet_resnet50_fpn", (8, 16, 32, 64, 128)),
+        ("fcos_resnet50_fpn", (8, 16, 32, 64, 128)),
+    ],
+)
+def test_strides_are_the_maps_own_and_regions_are_read_at_them(name: str, strides: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        made: Any = load_detector(f"torchvision:{name}", pretrained=False)
+    assert tuple(level.stride for level in made.facts.levels) == strides
+    if name.startswith("faster"):
+        pool = made.network.roi_heads.box_roi_pool
+        maps = [
+            torch.zeros(1, 1, 1024 // stride, 1024 // stride) for stride in strides[:-1]
+        ]  # the last is the RPN's alone
+        expected, _ = _setup_scales(maps, [(1024, 1024)], pool.canonical_scale, pool.canonical_level)
+        assert pool.scales == expected

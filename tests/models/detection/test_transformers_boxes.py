@@ -502,7 +502,7 @@ def test_sizes_can_be_chosen(kind: str) -> None:
     side = 640 if kind in PICKED else 64
     assert usual == (Resize(side, side, stretch=True) if stretches else Resize(800, 1333))
     assert create(model_type, text="x", options=options, short=96).resize == (
-        Resize(96, 96, stretch=True) if stretches else Resize(96, 1333)
+        Resize(96, 96, stretch=True) if stretches else Resize(96, 160)
     )
 
 

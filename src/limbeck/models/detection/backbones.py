@@ -5,9 +5,8 @@ its maps by `forward_intermediates`. A network whose maps all have one grid, suc
 its last one.
 """
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.detection.base import evaluating
 from limbeck.models.door import load_model, rebuild
 from limbeck.models.names import parse_model_name
 
@@ -205,18 +205,6 @@ def open_recorded(
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise _unusable(name, text, str(error).splitlines()[0]) from error
     return Backbone(body, values, tuple(model.mean.flatten().tolist()), tuple(model.std.flatten().tolist()), None)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def freeze(body: Body, trainable: int | None, *, norms: bool) -> Body:

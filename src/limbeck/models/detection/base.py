@@ -4,8 +4,9 @@ A detector takes pictures in [0, 1] that somebody has resized, and normalises fo
 same picture at the same size, and their maps lie on the same grid.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -74,3 +75,15 @@ def over_padding(map_: Tensor, grid: Size, filling: float = 0.0) -> Tensor:
     if map_.shape[-2:] == (rows, columns):
         return map_
     return F.pad(map_, (0, columns - map_.shape[-1], 0, rows - map_.shape[-2]), value=filling)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

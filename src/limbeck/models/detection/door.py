@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.call_text import write_call
+from limbeck.detection import name_pairs
 from limbeck.errors import UserError
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.names import parse_detector_name
@@ -74,6 +75,12 @@ def load_detector(
         detector.provenance.licence = "unknown"
         detector.provenance.source = str(parsed.weights)
         detector.provenance.weights_sha256 = weights_hash(detector)
+    if class_names is not None and detector.facts.class_names != tuple(class_names):
+        lost = [other for other in class_names if other not in detector.facts.class_names]
+        raise UserError(
+            f"{name} cannot have classes called {', '.join(map(repr, lost))}: transformers' configurations use such names for "
+            "slots that are no class. Rename them in the data."
+        )
     return detector
 
 
@@ -171,7 +178,7 @@ def _load(detector: Detector, file: Path, state: State, theirs: tuple[str, ...] 
         detector.network, file, state=state, convert=getattr(detector, "convert", None)
     )
     if theirs is not None and theirs != detector.facts.class_names:
-        kept = sum(name in theirs for name in detector.facts.class_names)
+        kept = len(name_pairs(detector.facts.class_names, theirs))
         detector.provenance.notes.append(
             f"class heads replaced: {len(theirs)} -> {detector.facts.num_classes} classes, {kept} of them kept"
         )

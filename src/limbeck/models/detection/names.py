@@ -116,6 +116,12 @@ def has_own_weights(text: str) -> bool:
     return parsed.weights is not None or parsed.kind == "run"
 
 
+def stands_for_weights(text: str) -> bool:
+    """Whether there are weights that a name can be opened with: not those of a bare architecture."""
+    parsed = parse_detector_name(text)
+    return has_own_weights(text) or (parsed.kind == "torchvision" and parsed.name in PUBLISHED)
+
+
 def _kind_and_name(name: str, text: str) -> tuple[DetectorKind, str]:
     prefix, colon, rest = name.partition(":")
     for kind in _PREFIXES:

@@ -28,7 +28,7 @@ from limbeck.tasks.detection_scores import Detections
 
 FILE = "detections.npz"
 
-# COCO's evaluation counts no more of one image.
+# More of one image is nothing to look at; average precision is computed from all.
 KEPT = 100
 
 

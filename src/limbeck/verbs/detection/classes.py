@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.detection import name_pairs
 from limbeck.errors import UserError
-from limbeck.losses.class_names import name_pairs
 from limbeck.tasks.detection_scores import Detections
 
 

@@ -2,6 +2,8 @@
 
 import time
 
+from limbeck.models.detection.base import Detector
+from limbeck.outputs import Level
 from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
 from limbeck.run import Run, process_rank
 from limbeck.tasks.detection import predict_detections
@@ -44,6 +46,8 @@ def _check_teacher(course: DetectionCourse) -> None:
     course.teacher_answers, notes = in_our_classes(found, teacher.facts.class_names, course.scenes.class_names)
     course.scenes.notes += [f"{teacher.facts.name}: {note}" for note in notes]
     screen.notes(notes)
+    if course.pseudo_labelled:
+        return  # the labels are its own
     task = course.task()
     task.masks = task.masks and teacher.facts.has_masks
     course.teacher_scores = task.scores(course.teacher_answers)
@@ -59,7 +63,7 @@ def _check_teacher(course: DetectionCourse) -> None:
             )
         ],
     )
-    if course.pseudo_labelled or recipe.trust_teacher:
+    if recipe.trust_teacher:
         return
     complaint = None
     if not boxes.ap50 >= LEAST_AP50:
@@ -80,8 +84,13 @@ def _show_pairs(course: DetectionCourse) -> None:
     for name, loss in course.distiller.distillation_losses.items():
         for pair in loss.pairs:
             assert course.teacher is not None
-            own, other = course.student.facts.level(pair.student), course.teacher.facts.level(pair.teacher)
+            own, other = _level(course.student, pair.student), _level(course.teacher, pair.teacher)
             rows.append((name, own.name, own.channels, own.stride, other.name, other.channels, other.stride))
     if rows:
         columns = ("loss", "student level", "channels", "stride", "teacher level", "channels", "stride")
         screen.table("The student's levels and the teacher's they learn from", columns, rows)
+
+
+def _level(detector: Detector, name: str) -> Level:
+    final = detector.facts.final
+    return final if final is not None and name == final.name else detector.facts.level(name)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from limbeck.data.detection.base import Scenes, SceneSubset
-from limbeck.data.detection.door import open_scenes
+from limbeck.data.detection.door import open_pseudo_labels, open_scenes
+from limbeck.data.detection.pseudo_labels import FILE_NAME
 from limbeck.detection import Resize
 from limbeck.errors import UserError
 from limbeck.models.detection.base import Detector
@@ -49,12 +51,13 @@ def measured_scenes(
     if data_name is None:
         raise UserError(f"{model_name} is no run's folder, so name the scenes to use with --data.")
     model = load_detector(model_name)
-    scenes = open_scenes(
-        data_name,
-        val_fraction=val_fraction if val_fraction is not None else recipe.get("val_fraction", 0.1),
-        split_seed=split_seed if split_seed is not None else recipe.get("split_seed", 0),
-        bad_images=bad_images,
-    )
+    share = val_fraction if val_fraction is not None else recipe.get("val_fraction", 0.1)
+    seed = split_seed if split_seed is not None else recipe.get("split_seed", 0)
+    labels = Path(model_name) / FILE_NAME
+    if data_name == recipe.get("data") and labels.is_file():  # the run's own teacher labelled them
+        scenes = open_pseudo_labels(labels, Path(data_name).expanduser(), val_fraction=share, split_seed=seed)
+    else:
+        scenes = open_scenes(data_name, val_fraction=share, split_seed=seed, bad_images=bad_images)
     if most is not None:
         places = np.linspace(0, len(scenes.val) - 1, min(most, len(scenes.val))).round().astype(np.int64)
         scenes.val = SceneSubset(scenes.val, np.unique(places))

@@ -22,7 +22,7 @@ from limbeck.errors import UserError
 from limbeck.models.base import Provenance
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import load_detector
-from limbeck.models.detection.names import has_own_weights
+from limbeck.models.detection.names import has_own_weights, stands_for_weights
 from limbeck.recipe import DistillRecipe, TrainRecipe
 from limbeck.run import Run, process_rank
 from limbeck.tasks.base import Batch
@@ -178,7 +178,15 @@ def scene_batches(
 
 def _open_annotated(recipe: TrainRecipe | DistillRecipe) -> Scenes | None:
     """The scenes; None for a folder of images that nobody has annotated."""
-    if check_scenes_name(recipe.data).kind == "images":
+    annotated = check_scenes_name(recipe.data).kind != "images"
+    if isinstance(recipe, DistillRecipe):
+        if annotated and recipe.pseudo_score != DistillRecipe.pseudo_score:
+            raise UserError(f"--pseudo_score is for unlabelled images, and {recipe.data} is annotated. Leave it out.")
+        if not annotated and recipe.teacher_accuracy is not None:
+            raise UserError(
+                f"--teacher_accuracy needs annotations to be measured on, and {recipe.data} has none. Leave it out."
+            )
+    if not annotated:
         return None
     return open_scenes(
         recipe.data, val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, bad_images=recipe.bad_images
@@ -202,7 +210,15 @@ def _what_is_known(
 def _wants_own_weights(recipe: TrainRecipe | DistillRecipe) -> bool:
     asked = recipe.student_pretrained if isinstance(recipe, DistillRecipe) else recipe.pretrained
     name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
-    return has_own_weights(name) if asked == "auto" else bool(asked)
+    if asked == "auto":
+        return has_own_weights(name)
+    if asked and not stands_for_weights(name):
+        raise UserError(
+            f"{name} is an architecture without weights of its own, so it cannot start from them. Name weights with "
+            "@FILE.safetensors, take one of the library's published detectors, or start the backbone alone from weights: "
+            "--backbone RUN, or backbone_pretrained=True among a torchvision family's options."
+        )
+    return bool(asked)
 
 
 def _method(recipe: DistillRecipe, teacher: Detector, student: Detector) -> str:

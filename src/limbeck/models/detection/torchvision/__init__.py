@@ -65,7 +65,8 @@ def from_record(
 ) -> TorchvisionDetector:
     """The architecture that `TorchvisionDetector.rebuild` describes, with random weights; other classes, other heads."""
     name, options = values["name"], values["options"]
-    short, long = short or values["short"], long or values["long"]
+    sides = Resize(values["short"], values["long"]).with_sides(short, long)
+    short, long = sides.short, sides.long
     if name not in FAMILIES:
         coco = published.slots_of(name)
         slots = Slots.from_values(values, coco.scores, class_names)

@@ -23,8 +23,8 @@ from limbeck.detection import (
 )
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance
-from limbeck.models.detection.backbones import evaluating, freeze_norms
-from limbeck.models.detection.base import Detector, over_padding
+from limbeck.models.detection.backbones import freeze_norms
+from limbeck.models.detection.base import Detector, evaluating, over_padding
 from limbeck.models.detection.torchvision import published
 from limbeck.models.detection.torchvision.classes import Slots, other_classes
 from limbeck.models.detection.torchvision.older_names import todays_names
@@ -32,6 +32,8 @@ from limbeck.models.weights import State
 from limbeck.outputs import Level, Request
 
 _COUNTER = "num_batches_tracked"
+_STRIDE_PROBE = 1024
+"""Side in pixels of a picture so large that each map's stride shows in its cells."""
 
 
 class TorchvisionDetector(Detector):
@@ -251,12 +253,14 @@ class TorchvisionDetector(Detector):
             name: tensor.to("meta") for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
         }
         with evaluating(backbone):
-            maps = functional_call(backbone, tensors, torch.zeros(1, 3, *size, device="meta"))
-        levels, keys, stride = [], {}, 1
+            maps, large = (
+                functional_call(backbone, tensors, torch.zeros(1, 3, *of, device="meta"))
+                for of in (size, (_STRIDE_PROBE, _STRIDE_PROBE))
+            )
+        levels, keys = [], {}
         for index, (key, map_) in enumerate(maps.items()):
             _, channels, height, width = map_.shape
             keys[f"fpn.{index}"] = key
-            # Each map has half the cells of the one before, or what is left of them at small sizes.
-            stride = max(2 * stride, 2 ** round(math.log2(size[0] / height)))
+            stride = 2 ** round(math.log2(_STRIDE_PROBE / large[key].shape[-2]))
             levels.append(Level(f"fpn.{index}", channels, stride, (height, width), "fpn"))
         return keys, tuple(levels), size

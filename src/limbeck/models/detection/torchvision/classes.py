@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.detection import ScoreKind
+from limbeck.detection import ScoreKind, name_pairs
 from limbeck.models.weights import State
 
 NO_CLASS = ("__background__", "N/A")
@@ -87,10 +87,9 @@ def other_classes(state: State, own: State, theirs: Slots, ours: Slots, heads: d
     old_rows, new_rows = [], []
     if theirs.scores == "softmax":
         old_rows, new_rows = [0], [0]
-    for name, slot in zip(ours.class_names, ours.slots, strict=True):
-        if name in theirs.class_names:
-            old_rows.append(theirs.slots[theirs.class_names.index(name)])
-            new_rows.append(slot)
+    for own_label, their_label in name_pairs(ours.class_names, theirs.class_names).items():
+        old_rows.append(theirs.slots[their_label])
+        new_rows.append(ours.slots[own_label])
     moved = dict(state)
     for name, anchors in heads.items():
         if name in state:

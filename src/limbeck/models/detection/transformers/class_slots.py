@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.detection import name_pairs
 from limbeck.errors import UserError
 from limbeck.models.weights import State
 
@@ -63,9 +64,9 @@ def with_classes(network: Any, names: tuple[str, ...]) -> tuple[nn.Module, list[
     name_classes(config, names)
     made: nn.Module = type(network)(config)
     made.load_state_dict(carried(network.state_dict(), None, config=network.config, network=made))
-    kept = [name for name in names if name in class_slots(network.config)]
-    old = len(class_slots(network.config))
-    note = f"class head replaced: {old} -> {len(names)} classes, the rows of {len(kept)} kept by name"
+    old = tuple(class_slots(network.config))
+    kept = len(name_pairs(names, old))
+    note = f"class head replaced: {len(old)} -> {len(names)} classes, the rows of {kept} kept by name"
     return made.train(network.training), [note]
 
 
@@ -79,9 +80,9 @@ def carried(state: State, theirs: object, *, config: Any, network: Any) -> State
         network: the one with the new classes.
     """
     old, new = class_slots(config), class_slots(network.config)
-    kept = [name for name in new if name in old]
-    to_rows = torch.tensor([new[name] for name in kept], dtype=torch.long)
-    from_rows = torch.tensor([old[name] for name in kept], dtype=torch.long)
+    pairs = name_pairs(tuple(new), tuple(old))
+    to_rows = torch.tensor([list(new.values())[place] for place in pairs], dtype=torch.long)
+    from_rows = torch.tensor([list(old.values())[place] for place in pairs.values()], dtype=torch.long)
     result: State = network.state_dict()
     for key, value in state.items():
         if _CLASS_ROWS.search(key):

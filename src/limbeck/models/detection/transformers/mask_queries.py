@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.detection import DetectionOutputs, DetectorFacts, Found, Pictures, Predictions, Resize, Size, Target
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance
-from limbeck.models.detection.base import Detector
+from limbeck.models.detection.base import Detector, evaluating
 from limbeck.models.detection.transformers import eomt_pass
 from limbeck.models.detection.transformers.class_slots import class_slots
 from limbeck.models.detection.transformers.mask_instances import instances
@@ -122,7 +122,8 @@ class MaskQueryDetector(Detector):
     @torch.no_grad()
     def detect(self, pictures: Pictures, sizes: Sequence[Size]) -> list[Found]:
         """See `Detector.detect`, and `mask_instances.instances` for how queries become instances."""
-        answer = self(pictures, request=Request(predictions=True)).predictions[-1]
+        with evaluating(self):
+            answer = self(pictures, request=Request(predictions=True)).predictions[-1]
         return [
             instances(logits, masks, pictures.size, own, size)
             for logits, masks, own, size in zip(answer.logits, answer.masks, pictures.sizes, sizes, strict=True)

@@ -28,7 +28,7 @@ from limbeck.detection import (
 )
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance
-from limbeck.models.detection.base import Detector, over_padding
+from limbeck.models.detection.base import Detector, evaluating, over_padding
 from limbeck.models.detection.transformers.class_slots import class_slots
 from limbeck.outputs import Level, LevelKind, Request
 
@@ -211,7 +211,8 @@ class QueryDetector(Detector):
     def detect(self, pictures: Pictures, sizes: Sequence[Size]) -> list[Found]:
         """See `Detector.detect`."""
         canvas = self.canvas(pictures)
-        last = self.read(canvas, None, Request()).layers[-1]
+        with evaluating(self):
+            last = self.read(canvas, None, Request()).layers[-1]
         boxes = cast(Tensor, self.canonical((last,), canvas)[0].boxes)
         if self.scores == "softmax":
             # The empty slots take their share of the probability, as in the library, but are never the answer.
