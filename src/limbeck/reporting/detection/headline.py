@@ -129,7 +129,8 @@ def _when(run: RunRecord, iou: str, *, first: bool) -> str:
 
 
 def _image_size(run: RunRecord) -> str:
-    size = run.summary.get("image_size")
+    """For which picture the multiply-adds are; runs of earlier versions say only what it was resized to."""
+    size = run.summary.get("macs_size", run.summary.get("image_size"))
     if not isinstance(size, list) or len(size) != 2 or None in (number(size[0]), number(size[1])):
         return ""
     return f"at {size[0]:g} × {size[1]:g} pixels"
