@@ -92,3 +92,11 @@ def test_the_model_in_the_guide_is_a_model(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path)
     model = limbeck.load_model("my_models:small", num_classes=7)
     assert model(torch.rand(2, 3, 32, 32)).logits.shape == (2, 7)
+
+
+def test_the_loop_in_detections_document_runs() -> None:
+    (source,) = [block for name, language, block in BLOCKS if name == "detection.md" and language == "python"]
+    names: dict[str, object] = {}
+    exec(source, names)
+    losses = names["losses"]
+    assert isinstance(losses, dict) and {"task", "pkd", "total"} < set(losses)
