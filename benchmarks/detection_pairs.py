@@ -127,7 +127,7 @@ def run_pair(options: argparse.Namespace, pair: Pair, folder: Path) -> None:
     results: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "budget": {"epochs": options.epochs, "teacher_epochs": options.teacher_epochs, "data": Path(options.data).name},
+        "budget": {"epochs": options.epochs, "teacher_epochs": options.teacher_epochs},
         "teacher": {"name": pair.teacher, "scores": teacher.summary["scores"]["student"], **sizes(teacher)},
         "student": {"name": pair.student},
         "methods": {},
@@ -176,7 +176,7 @@ def table(folder: Path) -> str:
     lines = []
     for file in sorted(folder.glob("*/results.json")):
         results = json.loads(file.read_text())
-        kinds = list(results["teacher"]["scores"])
+        kinds = list(next(iter(results["methods"].values()))[0]["scores"])
         names = {"bbox": "box", "segm": "mask"}
         columns = [(kind, score) for kind in kinds for score in ("ap", "ap50")]
         lines += [
