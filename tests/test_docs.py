@@ -22,7 +22,7 @@ COMMANDS = sorted(
     {
         line.split("  #")[0].strip()
         for _, _, block in BLOCKS
-        for line in block.splitlines()
+        for line in re.sub(r"\\\n\s*", "", block).splitlines()
         if line.startswith("limbeck ")
     }
 )

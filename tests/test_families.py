@@ -136,7 +136,7 @@ def test_vitkd_alone_refuses_models_without_a_final_map(name: str, role: str, me
         Distiller(teacher, student, method)
     assert str(refused.value) == (
         f"vitkd reads the first two levels and the final map, but {name} has {WITHOUT_FINAL[name]} levels and no final "
-        "map. Use kd, nkd or another model."
+        "map. Use another model, or another method (see `limbeck methods`)."
     )
 
 
