@@ -43,7 +43,12 @@ def spread(source: ImageSource, most: int) -> ImageSource:
     """At most so many images, evenly spaced over the source, which is often sorted by class; all where there are fewer."""
     if len(source) <= most:
         return source
-    return SubsetSource(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))
+    return SubsetSource(source, evenly(len(source), most))
+
+
+def evenly(total: int, count: int) -> Indices:
+    """`count` numbers, at most `total`, evenly spaced from 0 to total - 1."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 def stratified_split(

@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class _Pending:
     step: int
     values: Tensor
     names: list[str]
-    batch: dict[str, Tensor]
+    batch: Callable[[], dict[str, Tensor]]
     ready: torch.cuda.Event | None
 
 
@@ -40,8 +41,13 @@ class FiniteGuard:
         self.folder = folder
         self.pending: deque[_Pending] = deque()
 
-    def watch(self, step: int, terms: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-        """Take note of a step's terms (scalars by name) and of its batch, whose pictures are called `images`.
+    def watch(self, step: int, terms: dict[str, Tensor], batch: Callable[[], dict[str, Tensor]]) -> None:
+        """Take note of a step's terms (scalars by name).
+
+        Args:
+            step: its number.
+            terms: scalars.
+            batch: gives the batch as tensors, its pictures as `images`; called only where it is to be written.
 
         Raises:
             NotFiniteError: a term of this step, or on a GPU of one of the two before, is not finite.
@@ -69,10 +75,10 @@ class FiniteGuard:
         bad = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
         culprit = next((name for name in bad if name != "total"), "total")
         batch = self.folder / f"bad_batch_step{noted.step}.safetensors"
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in noted.batch.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in noted.batch().items()}
         with atomic_write(batch) as file:
             file.write(save(tensors, metadata={"step": str(noted.step), "terms": json.dumps(values)}))
-        input_is_bad = not bool(torch.isfinite(noted.batch["images"]).all())
+        input_is_bad = not bool(torch.isfinite(tensors["images"]).all())
         cause = (
             "The images themselves hold values that are not finite."
             if input_is_bad

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning
@@ -108,7 +109,7 @@ class TrainingModule(lightning.LightningModule):
         with self._timer.stage("teacher"):
             teacher_outputs = self.distiller.teacher_step(inputs)
         terms, _ = self.distiller.student_step(inputs, target, teacher_outputs)
-        self.guard.watch(self.global_step, terms, self.task.tensors(inputs, target))
+        self.guard.watch(self.global_step, terms, partial(self.task.tensors, inputs, target))
         for name, value in terms.items():
             self._interval_sums[name] = self._interval_sums.get(name, 0) + value.detach()
         self._interval_steps += 1

@@ -14,8 +14,9 @@ from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.detection.base import Detector
 from limbeck.models.door import save_model
 from limbeck.outputs import Request
-from limbeck.recipe import DistillRecipe
+from limbeck.recipe import DistillRecipe, TrainRecipe
 from limbeck.reporting.similarity import linear_cka
+from limbeck.run import Run
 from limbeck.tasks.classification import agreement, measure, predict_logits
 from limbeck.training.module import TrainingModule
 from limbeck.verbs import screen
@@ -38,7 +39,7 @@ def write(course: Course, module: TrainingModule, *, seconds: float) -> None:
         course.student.provenance,
         course.student.rebuild,
     )
-    student.provenance.source = f"{recipe_verb(course)} run {run.path.name}"
+    student.provenance.source = f"{verb_of(recipe)} run {run.path.name}"
     student.provenance.licence = combined_licence(course.student_origin, course.teacher, course.distiller)
     save_model(
         student,
@@ -58,16 +59,21 @@ def write(course: Course, module: TrainingModule, *, seconds: float) -> None:
     run.write_text("MODEL_CARD.md", model_card(course, summary))
     module.records.write_csv()
     _show(course, summary)
+    write_report_page(run, recipe)
+
+
+def verb_of(recipe: TrainRecipe | DistillRecipe) -> str:
+    """distill or train."""
+    return "distill" if isinstance(recipe, DistillRecipe) else "train"
+
+
+def write_report_page(run: Run, recipe: TrainRecipe | DistillRecipe) -> None:
+    """The report of a run whose other files are written, where the recipe asks for one."""
     if recipe.report:
         from limbeck.reporting.page import write_report
 
         write_report(run.path, controls=recipe.control)
         screen.say(f"Report: {run.report_file}")
-
-
-def recipe_verb(course: Course) -> str:
-    """distill or train."""
-    return "distill" if isinstance(course.recipe, DistillRecipe) else "train"
 
 
 def combined_licence(origin: Provenance, teacher: VisionModel | Detector | None, distiller: Distillation[Any]) -> str:
@@ -112,7 +118,7 @@ def _summary(
         accuracy = {"last": last, "best": best["accuracy"], "best_epoch": best["epoch"]}
     rates = [row["images_per_second"] for row in module.records.of("train")]
     return {
-        "verb": recipe_verb(course),
+        "verb": verb_of(course.recipe),
         "name": course.student.facts.name,
         "teacher": course.teacher.facts.name if course.teacher is not None else None,
         "method": course.recipe.method if isinstance(course.recipe, DistillRecipe) else None,

@@ -1,16 +1,14 @@
 """A detector with the scenes it is measured on: those of its own run unless others are named."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from limbeck.data.detection.base import Scenes, SceneSubset
 from limbeck.data.detection.door import open_pseudo_labels, open_scenes
 from limbeck.data.detection.pseudo_labels import FILE_NAME
-from limbeck.detection import Resize
+from limbeck.data.split import evenly
 from limbeck.errors import UserError
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import load_detector
@@ -25,9 +23,7 @@ class MeasuredScenes:
 
     model: Detector
     scenes: Scenes
-    resize: Resize
     batches: Iterable[Batch]
-    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def measured_scenes(
@@ -59,7 +55,6 @@ def measured_scenes(
     else:
         scenes = open_scenes(data_name, val_fraction=share, split_seed=seed, bad_images=bad_images)
     if most is not None:
-        places = np.linspace(0, len(scenes.val) - 1, min(most, len(scenes.val))).round().astype(np.int64)
-        scenes.val = SceneSubset(scenes.val, np.unique(places))
+        scenes.val = SceneSubset(scenes.val, evenly(len(scenes.val), most))
     batches = scene_batches(scenes.val, model.resize, batch_size, num_workers)
-    return MeasuredScenes(model, scenes, model.resize, batches, recipe)
+    return MeasuredScenes(model, scenes, batches)

@@ -17,7 +17,7 @@ from limbeck.training.module import TrainingModule
 from limbeck.verbs import screen
 from limbeck.verbs.detection.model_card import model_card
 from limbeck.verbs.detection.preparation import DetectionCourse, val_loader
-from limbeck.verbs.results import combined_licence, count_parameters
+from limbeck.verbs.results import combined_licence, count_parameters, verb_of, write_report_page
 
 
 def write(course: DetectionCourse, module: TrainingModule, *, seconds: float) -> None:
@@ -33,7 +33,7 @@ def write(course: DetectionCourse, module: TrainingModule, *, seconds: float) ->
         course.student.rebuild,
         course.student.resize,
     )
-    student.provenance.source = f"{verb_of(course)} run {run.path.name}"
+    student.provenance.source = f"{verb_of(recipe)} run {run.path.name}"
     student.provenance.licence = combined_licence(course.student_origin, course.teacher, course.distiller)
     save_detector(student, run.path, stem="student" if isinstance(recipe, DistillRecipe) else "model")
     answers = predict_detections(student, val_loader(course), course.device)
@@ -46,16 +46,7 @@ def write(course: DetectionCourse, module: TrainingModule, *, seconds: float) ->
     run.write_text("MODEL_CARD.md", model_card(course, summary))
     module.records.write_csv()
     _show(course, summary)
-    if recipe.report:
-        from limbeck.reporting.page import write_report
-
-        write_report(run.path, controls=recipe.control)
-        screen.say(f"Report: {run.report_file}")
-
-
-def verb_of(course: DetectionCourse) -> str:
-    """distill or train."""
-    return "distill" if isinstance(course.recipe, DistillRecipe) else "train"
+    write_report_page(run, recipe)
 
 
 @torch.no_grad()
@@ -93,7 +84,7 @@ def _summary(
     size = course.resize.size(*course.scenes.native_size)
     return {
         "task": "detection",
-        "verb": verb_of(course),
+        "verb": verb_of(course.recipe),
         "name": course.student.facts.name,
         "teacher": teacher.facts.name if teacher is not None else None,
         "method": course.recipe.method if isinstance(course.recipe, DistillRecipe) else None,
