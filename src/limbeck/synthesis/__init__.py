@@ -1,0 +1,1 @@
+"""Images from a teacher alone: priors, inversion, generators, pools of other images, detection scenes."""
