@@ -19,21 +19,13 @@ The data are the images of the first --classes labels in label order (alphabetic
 """
 
 import argparse
-import fcntl
 import json
-import os
-import re
-import shlex
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cells import Cell, claim, command, slug, work
 from mobile_backbones_facts import measure_facts
 from mobile_backbones_page import Network, write_page
 
@@ -41,8 +33,6 @@ import limbeck
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models import load_model
-from limbeck.run import Run
-from limbeck.training.checkpoints import StoppedByUserError
 from limbeck.verbs.provenance import environment
 
 SMALL = 32
@@ -66,19 +56,6 @@ NETWORKS = [
     Network("starnet_s100", "StarNet-S100", "rival"),
     Network("repvit_m0_9(embed_dim=[32, 64, 128, 256], depth=[2, 2, 10, 2])", "RepViT narrow", "rival"),
 ]
-POLL_SECONDS = 5.0
-# A network that makes the process itself die, not only its training, must not take all processes with it.
-ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training: a folder, the verb and its options; `needs` is the folder of the teacher that must be finished."""
-
-    folder: Path
-    verb: Any
-    values: dict[str, Any]
-    needs: Path | None = None
 
 
 def main() -> None:
@@ -162,6 +139,7 @@ def train(options: argparse.Namespace) -> None:
         limbeck.train,
         recipe(options, data)
         | {"epochs": options.teacher_epochs, "lr": options.teacher_lr, "model": options.teacher, **size},
+        essential=True,
     )
     networks = opened(options)
     cells = [
@@ -186,7 +164,7 @@ def student(options: argparse.Namespace, network: Network, method: str, seed: in
         return Cell(folder, limbeck.train, values)
     values |= {"student": network.name, "student_pretrained": False, "student_size": side(options, network)}
     values |= {"method": method, "teacher": str(teacher.folder)}
-    return Cell(folder, limbeck.distill, values, needs=teacher.folder)
+    return Cell(folder, limbeck.distill, values, needs=(teacher.folder,))
 
 
 def side(options: argparse.Namespace, network: Network) -> int:
@@ -232,65 +210,6 @@ def subset(options: argparse.Namespace) -> Path:
     return path
 
 
-def work(cells: list[Cell]) -> None:
-    """Take free cells until all are finished, here or by another process; one that cannot be trained is said and left out."""
-    waiting = list(cells)
-    while waiting:
-        for cell in waiting:
-            if cell.needs is not None and not Run(cell.needs).summary:
-                continue
-            if finish(cell):
-                waiting.remove(cell)
-                break  # the first ones may be ready by now
-        else:
-            time.sleep(POLL_SECONDS)
-
-
-def finish(cell: Cell) -> bool:
-    """Whether there is nothing left to do: finished before, now, or impossible. False: another process is at it."""
-    if Run(cell.folder).summary:
-        return True
-    lock, where = cell.folder.with_name(cell.folder.name + ".lock"), f"{cell.folder.parent.name}/{cell.folder.name}"
-    with claim(lock) as mine:
-        if not mine:
-            return False
-        run = Run(cell.folder)
-        if run.summary:  # finished while we asked
-            return True
-        if len(lock.read_text().splitlines()) >= ATTEMPTS:
-            print(f"{where} left out: {ATTEMPTS} processes died at it. Delete {lock} to try again.", flush=True)
-            return True
-        with lock.open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        try:
-            cell.verb(**cell.values, out=str(cell.folder), resume=run.last_checkpoint.is_file())
-        except StoppedByUserError:
-            raise
-        except UserError as error:
-            if cell.folder.name == "teacher":
-                raise
-            print(f"{where} left out: {error}", flush=True)
-            return True
-        print(f"{where}: {100 * run.accuracy:.2f} %", flush=True)
-        # Nobody resumes a finished cell, and optimiser states of hundreds of cells fill a disk.
-        for file in (run.last_checkpoint, run.best_checkpoint):
-            file.unlink(missing_ok=True)
-    return True
-
-
-@contextmanager
-def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone holds the file; the operating system lets go of it when the process ends, however."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 # Names and files
 
 
@@ -313,15 +232,6 @@ def opened(options: argparse.Namespace) -> list[Network]:
         else:
             found.append(network)
     return found
-
-
-def slug(name: str) -> str:
-    """A name as a file may have it."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
-
-
-def command() -> str:
-    return shlex.join(["python", *sys.argv])
 
 
 def _keep_or_compare(path: Path, plan: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_kills_its_processes_is_left_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mobile_backbones import ATTEMPTS, Cell, finish
+    from cells import ATTEMPTS, Cell, finish
 
     def verb(**_values: Any) -> None:
         raise AssertionError("started again")
