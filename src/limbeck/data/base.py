@@ -15,9 +15,12 @@ class ImageSource(ABC):
     Attributes:
         labels: (len(self),) int64 class indices, or None for unlabelled images.
         in_memory: reading costs no disk access and no decoding.
+        groups: (len(self),) int64, where each image comes from, for sources that mix several; batches for training then
+            hold each group's share. None for all others.
     """
 
     in_memory: bool = False
+    groups: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None
 
     @abstractmethod
@@ -48,6 +51,7 @@ class DataSet:
         native_size: (height, width), the median size of the images, for choosing the view size.
         record: how the split came about (given or made, seed, counts, file lists' hash), saved with the run.
         notes: what the user should know (skipped images and their count, converted modes, ...).
+        labels_by_teacher: the training labels are a network's answers to images that were made for it, not a person's.
     """
 
     name: str
@@ -57,8 +61,9 @@ class DataSet:
     native_size: tuple[int, int]
     record: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    labels_by_teacher: bool = False
 
     @property
     def labelled(self) -> bool:
-        """Whether the training images carry labels."""
+        """Whether the training images carry labels, whoever gave them (see `labels_by_teacher`)."""
         return self.train.labels is not None

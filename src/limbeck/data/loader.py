@@ -11,11 +11,14 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from limbeck.data.base import DataSet, ImageSource
+from limbeck.data.interleave import interleave
 from limbeck.data.options import Size, ViewOptions
 from limbeck.data.views import View, eval_view, train_view
 from limbeck.errors import UserError
@@ -66,6 +69,8 @@ class EpochSampler(Sampler[list[Item]]):
         rank, world_size: this process and the number of processes.
         batch_size: images per batch and rank.
         drop_last: leave out the last, partial batch, unless it is the only one.
+        groups: (length,) where each image comes from; when shuffling, every batch then holds each group's share of the
+            images within one (see `interleave`). None, or one group: as if there were none.
 
     Attributes:
         epoch: set by `set_epoch`.
@@ -82,7 +87,10 @@ class EpochSampler(Sampler[list[Item]]):
         drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
+        assert groups is None or len(groups) == length
+        self.groups = None if groups is None or len(np.unique(groups)) < 2 else torch.from_numpy(groups)
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
@@ -119,6 +127,8 @@ class EpochSampler(Sampler[list[Item]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(stable_hash(self.seed, self.epoch, -1))
             order = torch.randperm(self.length, generator=generator)
+            if self.groups is not None:
+                order = interleave(order, self.groups, self.batch_size, self.world_size, generator)
         filled = -(-self.length // self.world_size) * self.world_size
         return order[torch.arange(self.rank, filled, self.world_size) % self.length]
 
@@ -184,7 +194,7 @@ def make_train_loader(
     world_size: int = 1,
     pin_memory: bool | None = None,
 ) -> ResumableLoader:
-    """Shuffled batches of augmented training images.
+    """Shuffled batches of augmented training images; of a source with groups, each batch holds their shares.
 
     Args:
         dataset: whose training images are used.
@@ -206,6 +216,7 @@ def make_train_loader(
         world_size=world_size,
         batch_size=batch_size,
         drop_last=True,
+        groups=dataset.train.groups,
     )
     views = ViewDataset(dataset.train, view, seed)
     return ResumableLoader(

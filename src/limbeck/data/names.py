@@ -9,12 +9,18 @@ from typing import Literal
 
 from limbeck.errors import MissingExtraError, UserError
 
-DataKind = Literal["digits", "npz", "parquet", "folder", "hub"]
+DataKind = Literal["digits", "npz", "parquet", "folder", "hub", "synthetic"]
 
 KNOWN_NAMES = (
     "digits, a folder of class folders, a folder of unlabelled images, FILE.npz, FILE.parquet, a folder of parquet "
-    "files, or hf:NAME"
+    "files, hf:NAME, or a folder that limbeck synthesize wrote"
 )
+
+SYNTHESIS_FILE = "synthesis.json"
+"""In a folder of images that were made for a teacher: what made them. It is written last, so that it marks a whole folder."""
+
+PARTIAL_FILE = "synthesis.partial.jsonl"
+"""In such a folder while it is being written: what is finished so far."""
 
 
 class DataNotFoundError(UserError, FileNotFoundError):
@@ -29,7 +35,7 @@ def check_data_name(text: str) -> DataKind:
 
     Raises:
         DataNotFoundError: (a UserError and a FileNotFoundError) nothing has this name.
-        UserError: it exists but is nothing that can be opened.
+        UserError: it exists but is nothing that can be opened, or is not finished.
         MissingExtraError: it needs `datasets`, which is not installed.
     """
     if text == "digits":
@@ -72,6 +78,13 @@ def _kind_of_file(path: Path, text: str) -> DataKind:
 
 def _kind_of_folder(path: Path) -> DataKind:
     """A folder of parquet files is told from one of images by the first few files of the first few subfolders."""
+    if (path / SYNTHESIS_FILE).is_file():
+        return "synthetic"
+    if (path / PARTIAL_FILE).is_file():
+        raise UserError(
+            f"{path} holds synthetic images that are not finished: limbeck synthesize was stopped. Run the same command again "
+            "with --resume, and use the folder when it has ended."
+        )
     with os.scandir(path) as entries:
         listing = sorted((e for e in islice(entries, 10_000) if not e.name.startswith(".")), key=lambda e: e.name)
     if any(entry.name.lower().endswith(".parquet") for entry in listing):

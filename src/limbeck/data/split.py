@@ -26,6 +26,7 @@ class SubsetSource(ImageSource):
         self.source: ImageSource = source.source if isinstance(source, SubsetSource) else source
         self.indices: Indices = source.indices[indices] if isinstance(source, SubsetSource) else indices
         self.in_memory = source.in_memory
+        self.groups = None if source.groups is None else source.groups[indices]
 
     def __len__(self) -> int:
         return len(self.indices)

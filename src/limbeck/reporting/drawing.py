@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from limbeck.contact_sheet import cut, fit
 from limbeck.data.detection.masks import decode_rle
-from limbeck.reporting.contact_sheet import cut, fit
 from limbeck.tasks.detection_scores import Detections
 
 Style = Literal["prediction", "truth"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from limbeck.contact_sheet import fit
 from limbeck.reporting.calibration import softmax
-from limbeck.reporting.contact_sheet import fit
 from limbeck.reporting.run_reader import Predictions, Samples
 from limbeck.reporting.turns import in_turn
 

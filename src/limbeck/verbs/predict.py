@@ -64,13 +64,13 @@ def predict(
 
     import torch
 
+    from limbeck.contact_sheet import SheetItem, contact_sheet
     from limbeck.data.decode import BadImageError, read_image
     from limbeck.data.folder import list_images
     from limbeck.data.options import ViewOptions
     from limbeck.data.views import eval_view
     from limbeck.files import atomic_write
     from limbeck.models.door import class_names_of, load_model
-    from limbeck.reporting.contact_sheet import SheetItem, contact_sheet
     from limbeck.training.fit import choose_accelerator, main_device
     from limbeck.verbs.measured_data import run_recipe
 

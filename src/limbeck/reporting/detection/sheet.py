@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from limbeck.reporting.contact_sheet import SheetItem, contact_sheet
+from limbeck.contact_sheet import SheetItem, contact_sheet
 from limbeck.reporting.drawing import draw_detections
 from limbeck.tasks.detection_scores import Detections
 

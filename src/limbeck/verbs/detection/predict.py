@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 
+from limbeck.contact_sheet import SheetItem
 from limbeck.data.decode import BadImageError, read_image
 from limbeck.data.detection.base import no_objects
 from limbeck.data.detection.views import scene_eval_view
 from limbeck.detection import pad
 from limbeck.files import atomic_write
 from limbeck.models.detection.door import load_detector
-from limbeck.reporting.contact_sheet import SheetItem
 from limbeck.reporting.detection.sheet import detection_sheet, sheet_item
 from limbeck.reporting.drawing import draw_detections
 from limbeck.tasks.detection import compact

@@ -1,6 +1,8 @@
 """Many annotated pictures on one sheet."""
 
+import bisect
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -103,13 +105,36 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """`text` on one line, shortened with an ellipsis to at most `width` pixels."""
-    text = " ".join(text.split())
+    """`text` on one line, in letters that the font has, shortened with an ellipsis to at most `width` pixels."""
+    text = drawable(" ".join(text.split()), font)
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    letters = (
+        bisect.bisect_right(range(len(text)), float(width), key=lambda n: float(font.getlength(text[:n] + "…"))) - 1
+    )
+    return text[: max(letters, 0)].rstrip() + "…"
+
+
+def drawable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """`text` with every character that the font lacks replaced: by the letters it is made of, or by a question mark.
+
+    The font that comes with Pillow has English letters only; it draws all others as the same empty box.
+    """
+    return "".join(_in_font(character, font) for character in text)
+
+
+def _in_font(character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if character.isascii() or _picture(character, font) != _picture("\uffff", font):
+        return character
+    if unicodedata.category(character) in ("Mn", "Cf"):  # accents of their own, joiners, variants of symbols
+        return ""
+    parts = unicodedata.normalize("NFKD", character)
+    letters = "".join(part for part in parts if part.isascii())
+    return letters or "?"
+
+
+def _picture(character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:
+    return bytes(font.getmask(character))
 
 
 def _auto_columns(count: int, width: int, height: int) -> int:

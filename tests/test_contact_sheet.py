@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from limbeck.reporting.contact_sheet import BORDER, MARGIN, SheetItem, contact_sheet, cut, fit
+from limbeck.contact_sheet import BORDER, MARGIN, SheetItem, contact_sheet, cut, drawable, fit
 
 
 def items(count, lines=1):
@@ -70,3 +70,11 @@ def test_cut_text_fits_and_short_text_is_kept():
 def test_nothing_to_show_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
+
+
+def test_letters_that_the_font_lacks_are_drawn_by_their_parts_and_never_as_empty_boxes():
+    font = ImageFont.load_default(size=12)
+    assert drawable("äpfel No 3, 93 %", font) == "apfel No 3, 93 %"
+    assert drawable("a\u0308 🍎\ufe0f", font) == "a ?"
+    box = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != box for letter in drawable("Ж中ßéø…🍎", font) if letter != "?")
