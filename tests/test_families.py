@@ -37,6 +37,8 @@ PROJECTORS = ("reviewkd", "vitkd")
 """The methods that learn parameters of their own."""
 LEVEL_METHODS = ("fitnets", "pkd", "cwd", "mgd")
 """The methods that compare pairs of levels alike and differ in the formula: one family of each kind shall do."""
+WILD_METHODS = ("patch_attention", "noise_adaptation")
+"""Those for images that nobody labelled; the second learns a matrix."""
 LEVEL_FAMILIES = ("deit", "resnet", "swin", "ipe-vit")
 ROLES = ("student", "teacher")
 SIDES = {"limbeck:resnet8": 32, "vit_small_patch14_reg4_dinov2": 56, "crossvit_tiny_240": 240}
@@ -90,6 +92,13 @@ def test_one_step_trains_the_student_and_the_projectors_and_not_the_teacher(
 @pytest.mark.parametrize("family", LEVEL_FAMILIES)
 def test_one_step_of_the_methods_that_compare_levels(family: str, role: str, method: str) -> None:
     check_one_step(family, role, other_kind(family), method, projects=True)
+
+
+@pytest.mark.parametrize("method", WILD_METHODS)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("family", LEVEL_FAMILIES)
+def test_one_step_of_the_methods_for_wild_images(family: str, role: str, method: str) -> None:
+    check_one_step(family, role, other_kind(family), method, projects=method == "noise_adaptation")
 
 
 def check_one_step(family: str, role: str, partner: str, method: str, *, projects: bool) -> None:
@@ -194,6 +203,12 @@ def test_both_graphs_compile_whole_with_the_numbers_of_eager_mode(family: str, r
 )
 def test_the_methods_that_compare_levels_compile_whole(family: str, role: str, method: str) -> None:
     compare_compiled(family, role, method, "aot_eager")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("family", ["deit", "dinov3"])
+def test_the_methods_for_wild_images_compile_whole(family: str) -> None:
+    compare_compiled(family, "student", "+".join(WILD_METHODS), "aot_eager")
 
 
 @pytest.mark.compile

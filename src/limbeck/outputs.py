@@ -80,6 +80,7 @@ class Request:
         levels: names of levels (or of their pre-activation forms), in any order.
         pooled: ask for the vector that enters the classifier.
         final: ask for the last map after the final norm.
+        class_tokens: of a classifier with a class token, ask for it at each of `levels`.
         predictions: of a detector, ask for its scores, boxes and masks before any of them are chosen.
         regions: of a two-stage detector, ask for its answers on its own proposals.
         read_regions: of a two-stage detector, ask for the way to ask it about others' proposals.
@@ -89,6 +90,7 @@ class Request:
     levels: tuple[str, ...] = ()
     pooled: bool = False
     final: bool = False
+    class_tokens: bool = False
     predictions: bool = False
     regions: bool = False
     read_regions: bool = False
@@ -103,6 +105,7 @@ class Request:
             tuple(names),
             pooled=any(r.pooled for r in requests),
             final=any(r.final for r in requests),
+            class_tokens=any(r.class_tokens for r in requests),
             predictions=any(r.predictions for r in requests),
             regions=any(r.regions for r in requests),
             read_regions=any(r.read_regions for r in requests),
@@ -127,9 +130,11 @@ class Outputs:
         pooled: (B, D), the vector that enters the classifier.
         maps: the requested feature maps by level name, each (B, C, H, W).
         final: (B, C, H, W), the last map after the final norm.
+        class_tokens: the class token at the requested levels by level name, each (B, C); empty for networks without one.
     """
 
     logits: Tensor
     pooled: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
+    class_tokens: dict[str, Tensor] = field(default_factory=dict)

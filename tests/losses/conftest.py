@@ -50,6 +50,11 @@ def _outputs(
         pooled=random(batch, facts.pooled_channels) if request.pooled else None,
         maps={n: random(batch, facts.level(n).channels, *facts.level(n).grid) for n in request.levels},
         final=random(batch, facts.final.channels, *facts.final.grid) if request.final and facts.final else None,
+        class_tokens={
+            n: random(batch, facts.level(n).channels)
+            for n in request.levels
+            if request.class_tokens and facts.level(n).kind == "block"
+        },
     )
 
 

@@ -16,7 +16,8 @@ def compare(text: str, student, teacher, make_outputs, backend: str) -> None:
     own = make_outputs(student, loss.student_request, dtype=torch.float32)
     other = make_outputs(teacher, loss.teacher_request, seed=1, dtype=torch.float32)
     target = torch.tensor([0, 4, 2])
-    inputs = [t for t in (own.logits, own.pooled, own.final, *own.maps.values()) if t is not None]
+    features = (own.logits, own.pooled, own.final, *own.maps.values(), *own.class_tokens.values())
+    inputs = [t for t in features if t is not None]
 
     def both(o: Outputs, t: Outputs, y: Tensor) -> Tensor:
         return loss(o, t, y)

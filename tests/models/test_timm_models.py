@@ -48,7 +48,7 @@ def opened(name: str, **options: Any) -> TimmModel:
 
 
 def everything(model: TimmModel) -> Request:
-    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True)
+    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True, class_tokens=True)
 
 
 def images(size: int = 64) -> Tensor:

@@ -25,7 +25,7 @@ def opened(name: str, size: int = 64, **options: Any) -> TorchvisionModel:
 
 
 def everything(model: TorchvisionModel) -> Request:
-    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True)
+    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True, class_tokens=True)
 
 
 def images(size: int = 64) -> Tensor:

@@ -65,7 +65,7 @@ def images() -> Tensor:
 
 
 def everything(model: Any) -> Request:
-    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True)
+    return Request(tuple(level.name for level in model.facts.levels), pooled=True, final=True, class_tokens=True)
 
 
 @pytest.mark.parametrize("folder", CONFIGS, indirect=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from limbeck.losses.matching import Match, match_queries
     from limbeck.losses.mgd import MGD, MGDLoss
     from limbeck.losses.nkd import NKD, nkd_loss
+    from limbeck.losses.noise_adaptation import NoiseAdaptation, noise_adaptation_loss
+    from limbeck.losses.patch_attention import PatchAttention, patch_attention_loss
     from limbeck.losses.pkd import PKD, pkd_loss
     from limbeck.losses.query_kd import QueryKD
     from limbeck.losses.query_loss import soft_prediction_loss
@@ -57,7 +59,9 @@ __all__ = [
     "Match",
     "MethodInfo",
     "MethodSpec",
+    "NoiseAdaptation",
     "Pairing",
+    "PatchAttention",
     "QueryKD",
     "ReviewKD",
     "ReviewKDLoss",
@@ -81,8 +85,10 @@ __all__ = [
     "manifold_random",
     "match_queries",
     "nkd_loss",
+    "noise_adaptation_loss",
     "object_masks",
     "parse_methods",
+    "patch_attention_loss",
     "pkd_loss",
     "random_tokens",
     "region_box_loss",
@@ -109,6 +115,8 @@ _HOMES = {
     "matching": ("Match", "match_queries"),
     "mgd": ("MGD", "MGDLoss"),
     "nkd": ("NKD", "nkd_loss"),
+    "noise_adaptation": ("NoiseAdaptation", "noise_adaptation_loss"),
+    "patch_attention": ("PatchAttention", "patch_attention_loss"),
     "pkd": ("PKD", "pkd_loss"),
     "query_kd": ("QueryKD",),
     "query_loss": ("soft_prediction_loss",),

@@ -75,18 +75,27 @@ class KD(DistillationLoss):
         return kd_loss(student.logits, teacher.logits, self.temperature)
 
 
+def require_classifiers(method: str, *models: ModelFacts) -> None:
+    """Refuse a loss that reads what only classifiers give.
+
+    Raises:
+        UserError: a model is a detector.
+    """
+    for facts in models:
+        if isinstance(facts, DetectorFacts):
+            raise UserError(
+                f"{method} compares what classifiers say of an image, but {facts.name} is a detector. "
+                "`limbeck methods` lists those for detection (pkd, fgd, roi_kd, ...)."
+            )
+
+
 def require_same_classes(method: str, student: ModelFacts, teacher: ModelFacts) -> None:
     """Refuse a loss on logits for two models whose classes cannot correspond.
 
     Raises:
         UserError: a model is a detector, or the numbers of classes differ.
     """
-    for facts in (student, teacher):
-        if isinstance(facts, DetectorFacts):
-            raise UserError(
-                f"{method} compares one distribution over classes an image, but {facts.name} is a detector. "
-                "`limbeck methods` lists those for detection (pkd, fgd, roi_kd, ...)."
-            )
+    require_classifiers(method, student, teacher)
     if student.num_classes != teacher.num_classes:
         raise UserError(
             f"{method} compares class by class, but the teacher {teacher.name} has {teacher.num_classes} classes and "

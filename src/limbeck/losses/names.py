@@ -99,6 +99,18 @@ METHODS: dict[str, MethodInfo] = {
         needs_labels=False,
         tasks=BOTH_TASKS,
     ),
+    "patch_attention": MethodInfo(
+        "limbeck.losses.patch_attention:PatchAttention",
+        "match how like the class token is to every patch, block by block; no projector",
+        "Wang et al., ICASSP 2022 (Attention Probe)",
+        needs_labels=False,
+    ),
+    "noise_adaptation": MethodInfo(
+        "limbeck.losses.noise_adaptation:NoiseAdaptation",
+        "learn the teacher's likeliest class through a learnt matrix of its mistakes",
+        "Chen et al., CVPR 2021 (DFND)",
+        needs_labels=False,
+    ),
     "fgd": MethodInfo(
         "limbeck.losses.fgd:FGD",
         "match maps where the teacher looks, objects and background apart, and their global relations",

@@ -10,6 +10,7 @@ before its pooling, the last map itself where it norms after pooling (ConvNeXt, 
 """
 
 import difflib
+import inspect
 import re
 import sys
 from typing import Any, Literal
@@ -188,10 +189,18 @@ class TimmModel(VisionModel):
             KeyError: a requested level is not one of this network's.
         """
         maps: dict[str, Tensor] = {}
+        class_tokens: dict[str, Tensor] = {}
         if request.levels:
             indices = sorted(self._index(name) for name in request.levels)
-            features, found = self.network.forward_intermediates(inputs, indices=indices, norm=False, output_fmt="NCHW")
-            maps = {name: found[indices.index(self._index(name))] for name in request.levels}
+            places = {name: indices.index(self._index(name)) for name in request.levels}
+            options = {"return_prefix_tokens": True} if request.class_tokens and self._has_class_token else {}
+            features, found = self.network.forward_intermediates(
+                inputs, indices=indices, norm=False, output_fmt="NCHW", **options
+            )
+            if options:
+                class_tokens = {name: found[place][1][:, 0] for name, place in places.items()}
+                found = [map_ for map_, _ in found]
+            maps = {name: found[place] for name, place in places.items()}
         else:
             features = self.network.forward_features(inputs)
         pooled = self.network.forward_head(features, pre_logits=True) if request.pooled else None
@@ -199,7 +208,8 @@ class TimmModel(VisionModel):
             logits = self.network.get_classifier()(pooled)
         else:
             logits = self.network.forward_head(features)
-        return Outputs(logits, pooled, maps, self._final_map(features) if request.final else None)
+        final = self._final_map(features) if request.final else None
+        return Outputs(logits, pooled, maps, final, class_tokens)
 
     def convert(self, state: State) -> State:
         """Bring older or differently sized weights of this architecture to its names and shapes, as timm does."""
@@ -242,6 +252,7 @@ class TimmModel(VisionModel):
                 "class. Leave its pooling to the model."
             )
         levels, self._indices = _levels(network, maps, input_size)
+        self._has_class_token = _has_class_token(network)
         final = self._find_final(features, maps, input_size)
         # With two heads, auxiliary heads or dropout between, the head runs separately: logits stay the library's.
         classifier = network.get_classifier()
@@ -318,6 +329,13 @@ def _levels(network: Any, maps: list[Tensor], size: tuple[int, int]) -> tuple[tu
     names = [f"{kind}s.{number}" for number in range(len(maps) - skipped)]
     levels = tuple(_level(name, map_, size, kind) for name, map_ in zip(names, maps[skipped:], strict=True))
     return levels, {name: number + skipped for number, name in enumerate(names)}
+
+
+def _has_class_token(network: Any) -> bool:
+    """Whether a class token stands first in every block, and timm hands it out."""
+    if getattr(network, "cls_token", None) is None or not hasattr(network, "forward_intermediates"):
+        return False
+    return "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
 
 
 def _isotropic(maps: list[Tensor]) -> bool:

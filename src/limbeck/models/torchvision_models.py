@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
@@ -38,6 +39,8 @@ _NO_MAPS = (
     "aux2",
     "AuxLogits",
 )
+_LEAVES = (ShiftedWindowAttention, ShiftedWindowAttentionV2)
+"""Modules that the graph calls as they are, so that their attention can be read."""
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 
 
@@ -151,7 +154,11 @@ class TorchvisionModel(VisionModel):
         values = self._graph(self.network, inputs)
         maps = {name: self._as_map(values[self._modules_of[name]], inputs) for name in request.levels}
         final = self._as_map(values[self._final_module], inputs) if request.final else None
-        return Outputs(values["logits"], self._pooled(values, inputs) if request.pooled else None, maps, final)
+        class_tokens = {}
+        if request.class_tokens and self._is_vit:
+            class_tokens = {name: values[self._modules_of[name]][:, 0] for name in request.levels}
+        pooled = self._pooled(values, inputs) if request.pooled else None
+        return Outputs(values["logits"], pooled, maps, final, class_tokens)
 
     def convert(self, state: State) -> State:
         """Bring published weights to today's names, to a network without auxiliary heads and to another token grid."""
@@ -217,9 +224,12 @@ class TorchvisionModel(VisionModel):
 
 def _trace(network: nn.Module, modules: list[str]) -> tuple[Callable[[nn.Module, Tensor], dict[str, Tensor]], bool]:
     """The network's code as one function that also returns the outputs of `modules`, the pooled vector, the logits."""
-    last_node = get_graph_node_names(network)[1][-1]
+    # A fresh dictionary for each call: torchvision adds its own leaves to the one that it is given.
+    last_node = get_graph_node_names(network, tracer_kwargs={"leaf_modules": [*_LEAVES]})[1][-1]
     extractor = create_feature_extractor(
-        network, return_nodes=dict.fromkeys(modules) | {last_node: "logits"} | {m: m for m in modules}
+        network,
+        return_nodes=dict.fromkeys(modules) | {last_node: "logits"} | {m: m for m in modules},
+        tracer_kwargs={"leaf_modules": [*_LEAVES]},
     )
     graph: fx.Graph = extractor.eval().graph
     output = next(node for node in reversed(graph.nodes) if node.op == "output")

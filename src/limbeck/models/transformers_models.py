@@ -41,6 +41,8 @@ _POOLINGS: dict[str, Pooling] = {
         [out.last_hidden_state[:, 0], out.last_hidden_state[:, 1:].mean(1)], 1
     ),
 }
+_CLASS_TOKENS = ("cls_token", "class_embedding")
+"""What the library calls the parameter in its several families."""
 
 
 def create(
@@ -180,7 +182,11 @@ class TransformersModel(VisionModel):
             whole = self.network(
                 pixel_values=inputs, output_hidden_states=bool(request.levels), return_dict=True, **self._extra
             )
-            return Outputs(whole.logits, maps={name: self._map(whole, name) for name in request.levels})
+            return Outputs(
+                whole.logits,
+                maps={name: self._map(whole, name) for name in request.levels},
+                class_tokens=self._class_tokens(whole, request),
+            )
         base = self._base(
             pixel_values=inputs, output_hidden_states=bool(request.levels), return_dict=True, **self._extra
         )
@@ -191,7 +197,11 @@ class TransformersModel(VisionModel):
         if request.final and self.facts.final is not None:
             final = self._as_map(base.last_hidden_state)
         return Outputs(
-            logits, pooled if request.pooled else None, {name: self._map(base, name) for name in request.levels}, final
+            logits,
+            pooled if request.pooled else None,
+            {name: self._map(base, name) for name in request.levels},
+            final,
+            self._class_tokens(base, request),
         )
 
     @property
@@ -200,6 +210,11 @@ class TransformersModel(VisionModel):
 
     def _map(self, output: Any, name: str) -> Tensor:
         return self._as_map(_states(output)[self._indices[name]])
+
+    def _class_tokens(self, output: Any, request: Request) -> dict[str, Tensor]:
+        if not (request.class_tokens and self._has_class_token):
+            return {}
+        return {name: _states(output)[self._indices[name]][:, 0] for name in request.levels}
 
     def _as_map(self, value: Tensor) -> Tensor:
         if value.ndim == 4:
@@ -228,6 +243,12 @@ class TransformersModel(VisionModel):
         self._prefix_tokens = 0
         self._grid = (0, 0)
         levels, self._indices = self._find_levels(_states(base), last, size)
+        self._has_class_token = (
+            bool(levels)
+            and levels[0].kind == "block"
+            and self._prefix_tokens > 0
+            and any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in network.named_parameters())
+        )
         vector = entered[0].flatten(1) if entered and entered[0].ndim in (2, 4) else None
         self._pooling = next(
             (name for name in _POOLINGS if vector is not None and _gives(name, base, self._prefix_tokens, vector)), None
