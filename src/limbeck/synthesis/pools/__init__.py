@@ -1,0 +1,1 @@
+"""Pictures that nobody optimises: crops of one photograph, unrelated images, folders of them, procedural controls."""
