@@ -76,6 +76,26 @@ class Made:
         return len(self.images)
 
 
+@contextmanager
+def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
+    """Random numbers (torch's, numpy's, Python's) that depend on these parts only.
+
+    The generators' own state comes back afterwards.
+
+    Args:
+        device: whose generator is set beside the CPU's.
+        parts: a setting's seed, and what tells this place from others.
+    """
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_everything("synthesis", *parts)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
 class Synthesis(ABC):
     """A way of making images.
 
@@ -112,19 +132,9 @@ class Synthesis(ABC):
 
     @contextmanager
     def seeded(self, *parts: int | str) -> Iterator[None]:
-        """Random numbers (torch's, numpy's, Python's) that depend on the setting's seed and these parts only.
-
-        The generators' own state comes back afterwards.
-        """
-        states = random.getstate(), np.random.get_state()
-        devices = [self.setting.device] if self.setting.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            seed_everything("synthesis", self.setting.seed, *parts)
-            try:
-                yield
-            finally:
-                random.setstate(states[0])
-                np.random.set_state(states[1])
+        """Random numbers that depend on the setting's seed and these parts only; see the function `seeded`."""
+        with seeded(self.setting.device, self.setting.seed, *parts):
+            yield
 
 
 class GrownSynthesis(Synthesis):
@@ -134,9 +144,11 @@ class GrownSynthesis(Synthesis):
 
     Attributes:
         reads_student: with its present options it looks at the student; otherwise all pictures may be made beforehand.
+        warmup_rounds: rounds before the student's first epoch, without looking at it; one follows before every epoch.
     """
 
     reads_student: bool = True
+    warmup_rounds: int = 0
 
     @abstractmethod
     def grow(self, student: VisionModel | None, round: int) -> Made:

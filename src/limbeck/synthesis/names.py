@@ -1,16 +1,17 @@
 """Names of the ways to make images for a teacher and the text by which they are asked for, without importing torch.
 
 A way is written `name` or `name(option=value, ...)`; several are joined by `+` and share the pictures out by their
-`share`: `invert(share=0.7)+one_image(image=photo.jpg, share=0.3)`. A name is one of `SYNTHESES` or an importable class,
+`share`: `invert(share=0.7)+one_image(image='photo.jpg', share=0.3)`. A name is one of `SYNTHESES` or an importable class,
 `package.module:Class`. Values are as in `limbeck.call_text` and never run.
 """
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from limbeck.call_text import parse_options, split_joined
+from limbeck.call_text import parse_options, split_joined, write_call
 from limbeck.errors import UserError
 
 TaskName = Literal["classification", "detection"]
@@ -188,17 +189,23 @@ class SynthesisSpec:
         path: `module:Class`.
         options: as written, without `share`.
         share: of the pictures, relative to the others'.
+        task: what for.
     """
 
     name: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
+    task: TaskName = "classification"
 
     @property
     def moment(self) -> Moment:
         """When it makes its pictures; classes of a user's own are taken to make them before."""
         return SYNTHESES[self.name].moment if self.name in SYNTHESES else "before"
+
+    def __str__(self) -> str:
+        options = self.options | ({"share": self.share} if self.share != 1 else {})
+        return write_call(self.name if self.name in SYNTHESES else self.path, options)
 
 
 def parse_synthesis(text: str, task: TaskName = "classification") -> list[SynthesisSpec]:
@@ -214,6 +221,19 @@ def parse_synthesis(text: str, task: TaskName = "classification") -> list[Synthe
     return [_parse_one(part.strip(), text, task) for part in split_joined(text, "+", "synthesis")]
 
 
+def check_moments(specs: Sequence[SynthesisSpec]) -> None:
+    """Refuse two ways that both learn with the student: a step has only one.
+
+    Raises:
+        UserError: there are two.
+    """
+    streamed = [spec.name for spec in specs if spec.moment == "during"]
+    if len(streamed) > 1:
+        raise UserError(
+            f"Only one way may learn with the student at every step, and {' and '.join(streamed)} do. Leave one out."
+        )
+
+
 def _parse_one(part: str, text: str, task: TaskName) -> SynthesisSpec:
     if not part:
         raise UserError(f"The synthesis {text!r} has an empty part. Write ways joined by '+', such as 'invert+noise'.")
@@ -227,7 +247,7 @@ def _parse_one(part: str, text: str, task: TaskName) -> SynthesisSpec:
     if ":" in name:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
             raise UserError(f"The synthesis {name!r} looks like a class, which is written package.module:Class.")
-        return SynthesisSpec(name.partition(":")[2], name, options, float(share))
+        return SynthesisSpec(name.partition(":")[2], name, options, float(share), task)
     short = name.lower()
     fitting = [known for known, info in SYNTHESES.items() if info.task == task]
     if short not in SYNTHESES:
@@ -239,4 +259,4 @@ def _parse_one(part: str, text: str, task: TaskName) -> SynthesisSpec:
         )
     if short not in fitting:
         raise UserError(f"{short!r} makes no images for --task {task}. For it: {', '.join(fitting)}.")
-    return SynthesisSpec(short, SYNTHESES[short].path, options, float(share))
+    return SynthesisSpec(short, SYNTHESES[short].path, options, float(share), task)

@@ -89,10 +89,18 @@ class Prior(ABC):
 
     Attributes:
         needs: what must be read.
+        notes: sentences for the user about what was decided (another source than wanted, nothing to compare, ...).
     """
 
     needs: Needs
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
         """The unweighted term, a scalar in at least float32, differentiable with respect to `images` or `shown`."""
+
+    def advance(self, progress: float) -> None:  # noqa: B027 - most terms are the same from beginning to end
+        """Told before each step how much of a batch's course is over: 0 where a new batch begins, below 1 at its last step.
+
+        Terms that draw something once for each batch, or change on the way, do so here, from torch's random numbers.
+        """
