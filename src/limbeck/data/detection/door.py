@@ -1,5 +1,6 @@
 """The one door to scenes: a name becomes `Scenes`, split, checked and recorded."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from limbeck.data.decode import find_bad_images
 from limbeck.data.detection.base import Scenes, SceneSource, SceneSubset, split_scenes
 from limbeck.data.detection.coco import open_coco
+from limbeck.data.detection.measured_on import relabelled, require_unseen
 from limbeck.data.detection.names import KNOWN_SCENES, check_scenes_name
 from limbeck.data.detection.opened import Opened
 from limbeck.data.detection.problems import BadImages
@@ -14,19 +16,35 @@ from limbeck.data.detection.shapes import open_shapes
 from limbeck.data.detection.unlabelled import open_unlabelled
 from limbeck.data.detection.voc import open_voc
 from limbeck.data.detection.yolo import open_yolo
+from limbeck.data.names import SYNTHESIS_FILE
+from limbeck.data.split import evenly
 from limbeck.errors import UserError
 
+_MEASURED_ON_MADE = 200
+"""At most so many made pictures are measured on where nothing real is to be had."""
 
-def open_scenes(name: str, *, val_fraction: float = 0.1, split_seed: int = 0, bad_images: BadImages = "stop") -> Scenes:
+
+def open_scenes(
+    name: str,
+    *,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    bad_images: BadImages = "stop",
+    val_data: str | None = None,
+) -> Scenes:
     """Open images with boxes, and masks where there are any, by their name.
 
     Args:
         name: as in `check_scenes_name`.
-        val_fraction: share of the images to hold out where the data gives no split, between 0 and 1.
+        val_fraction: share of the images to hold out where the data gives no split, between 0 and 1. Nothing is held out of
+            pictures that were made for a teacher: without `val_data`, some of those that are learned are measured on.
         split_seed: of that split, which is by image id.
         bad_images: "stop" raises an error at the first bad annotation or missing image, with the count of all, and at
             images that cannot be decoded when they are read; "skip" decodes every image once now and leaves out what is
             bad, counted in the notes and in the record.
+        val_data: the name of other annotated scenes, whose validation images are measured on: those of their own split, else
+            those that opening them alone would hold out. Nothing is then held out of the first, and validation images that
+            they give themselves are not used.
 
     Returns:
         The scenes; their record is plain values for a JSON or YAML file.
@@ -35,22 +53,15 @@ def open_scenes(name: str, *, val_fraction: float = 0.1, split_seed: int = 0, ba
         DataNotFoundError: (a UserError and a FileNotFoundError) a file or folder is not there.
         UserError: the data cannot be used; the message names the file, the image and the annotation.
     """
-    parsed = check_scenes_name(name)
-    if parsed.kind == "images":
-        raise UserError(
-            f"{name} is a folder of images without boxes, which only a teacher's labels can make into something to learn "
-            f"from. Name annotated data: {KNOWN_SCENES}."
+    opened = _open(name, bad_images)
+    if val_data is not None:
+        _measure_on(opened, name, _measured(val_data, val_fraction, split_seed, bad_images))
+    elif opened.record["kind"] == "synthetic":
+        opened.val = SceneSubset(opened.train, evenly(len(opened.train), _MEASURED_ON_MADE))
+        opened.notes.append(
+            "There is nothing real to measure on: scores are those on made pictures that are also learned, and say only how "
+            "well the student agrees with its teacher. Name real annotated scenes with --val_data."
         )
-    if parsed.kind == "shapes":
-        opened = open_shapes(**parsed.options)
-    elif parsed.kind == "coco":
-        opened = open_coco(parsed.paths, bad_images)
-    elif parsed.kind == "voc":
-        opened = open_voc(parsed.paths[0], bad_images)
-    else:
-        opened = open_yolo(parsed.paths[0], bad_images)
-    if bad_images == "skip" and parsed.kind != "shapes":
-        _skip_bad_images(opened)
     return _make_scenes(opened, name, val_fraction, split_seed)
 
 
@@ -96,6 +107,52 @@ def open_pseudo_labels(file: Path, folder: Path, *, val_fraction: float = 0.1, s
         "The validation images carry the teacher's labels too: scores on them say how well the student agrees with it."
     )
     return _make_scenes(opened, str(folder), val_fraction, split_seed)
+
+
+def _open(name: str, bad_images: BadImages) -> Opened:
+    """Annotated scenes as they are found, without a split of our making."""
+    parsed = check_scenes_name(name)
+    if parsed.kind == "images":
+        raise UserError(
+            f"{name} is a folder of images without boxes, which only a teacher's labels can make into something to learn "
+            f"from. Name annotated data: {KNOWN_SCENES}."
+        )
+    if parsed.kind == "shapes":
+        opened = open_shapes(**parsed.options)
+    elif parsed.kind == "coco":
+        opened = open_coco(parsed.paths, bad_images)
+    elif parsed.kind == "synthetic":
+        opened = open_coco(parsed.paths, bad_images)
+        made = json.loads((parsed.paths[0].parent / SYNTHESIS_FILE).read_bytes())
+        opened.record |= {"kind": "synthetic", "labels": "the teacher's"}
+        opened.record |= {key: made[key] for key in ("sources", "teacher") if key in made}
+    elif parsed.kind == "voc":
+        opened = open_voc(parsed.paths[0], bad_images)
+    else:
+        opened = open_yolo(parsed.paths[0], bad_images)
+    if bad_images == "skip" and parsed.kind != "shapes":
+        _skip_bad_images(opened)
+    return opened
+
+
+def _measured(name: str, val_fraction: float, split_seed: int, bad_images: BadImages) -> Scenes:
+    """Annotated scenes of which the validation images are wanted."""
+    opened = _open(name, bad_images)
+    if opened.record["kind"] == "synthetic":
+        raise UserError(
+            f"The scenes to measure on, {name}, were made for a teacher, whose labels say nothing about what a detector is good "
+            "for. Name real scenes that people annotated."
+        )
+    return _make_scenes(opened, name, val_fraction, split_seed)
+
+
+def _measure_on(opened: Opened, name: str, measured: Scenes) -> None:
+    val = relabelled(measured.val, opened.train.class_names, name, measured.name)
+    require_unseen(opened.train, val, measured.name)
+    opened.val = val
+    opened.record |= {"split": "val_data", "val_data": {"name": measured.name, **measured.record}}
+    opened.notes += [f"Measured on {len(val)} images of {measured.name}."]
+    opened.notes += [f"{measured.name}: {note}" for note in measured.notes]
 
 
 def _make_scenes(opened: Opened, name: str, val_fraction: float, split_seed: int) -> Scenes:

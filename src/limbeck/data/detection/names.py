@@ -1,20 +1,23 @@
 """The names of scenes, checked cheaply before anything heavy is imported."""
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.call_text import parse_options, split_call
-from limbeck.data.names import DataNotFoundError
+from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE, DataNotFoundError
 from limbeck.errors import UserError
 
-SceneKind = Literal["coco", "voc", "yolo", "shapes", "images"]
+SceneKind = Literal["coco", "voc", "yolo", "shapes", "images", "synthetic"]
 
 KNOWN_SCENES = (
     "shapes, coco:ANNOTATIONS.json,IMAGES, coco:TRAIN.json,TRAIN_IMAGES,VAL.json,VAL_IMAGES, voc:FOLDER, yolo:FOLDER "
-    "or yolo:DATA.yaml; or, for a teacher to label, a folder of images"
+    "or yolo:DATA.yaml; a folder that limbeck synthesize wrote; or, for a teacher to label, a folder of images"
 )
+SYNTHETIC_PARTS = ("annotations.json", "images")
+"""In a folder of scenes that were made for a detector: annotations, in COCO's format, and pictures."""
 SHAPES_OPTIONS = ("train", "val", "size", "seed")
 
 
@@ -24,7 +27,7 @@ class ScenesName:
 
     Attributes:
         kind: of the scenes.
-        paths: files and folders, all of which are there; none for shapes.
+        paths: files and folders, all of which are there; none for shapes. Of made scenes annotations and pictures.
         options: of shapes.
     """
 
@@ -38,17 +41,18 @@ def check_scenes_name(text: str) -> ScenesName:
 
     Args:
         text: shapes, or shapes(train=400, val=100, size=128, seed=0) | coco:ANNOTATIONS.json,IMAGES, and perhaps
-            ,VAL.json,VAL_IMAGES | voc:FOLDER | yolo:FOLDER or yolo:DATA.yaml | a folder of images without boxes.
+            ,VAL.json,VAL_IMAGES | voc:FOLDER | yolo:FOLDER or yolo:DATA.yaml | a folder that `limbeck synthesize` wrote |
+            a folder of images without boxes.
 
     Raises:
         DataNotFoundError: (a UserError and a FileNotFoundError) a file or folder is not there.
-        UserError: the name is none of these.
+        UserError: the name is none of these, or of made pictures that are not finished or not for a detector.
     """
     if text.split("(")[0].strip() == "shapes":
         return ScenesName("shapes", options=_shapes_options(text))
     if text.strip() and (folder := Path(text).expanduser()).is_dir():
         _check_folder(folder, text)
-        return ScenesName("images", (folder,))
+        return _folder(folder, text)
     kind, colon, rest = text.partition(":")
     if not colon or kind not in ("coco", "voc", "yolo"):
         raise UserError(
@@ -71,6 +75,29 @@ def check_scenes_name(text: str) -> ScenesName:
         return ScenesName("yolo", paths)
     _check_folder(paths[0], text)
     return ScenesName("voc" if kind == "voc" else "yolo", paths)
+
+
+def _folder(folder: Path, text: str) -> ScenesName:
+    if (folder / PARTIAL_FILE).is_file():
+        raise UserError(
+            f"{folder} holds made pictures that are not finished: limbeck synthesize was stopped. Run the same command again "
+            "with --resume, and use the folder when it has ended."
+        )
+    if not (folder / SYNTHESIS_FILE).is_file():
+        return ScenesName("images", (folder,))
+    try:
+        task = json.loads((folder / SYNTHESIS_FILE).read_bytes())["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SYNTHESIS_FILE} is damaged ({error}). Copy or make the folder again.") from None
+    if task != "detection":
+        raise UserError(
+            f"{folder} holds pictures that were made for a classifier, without boxes. Make some for a detector with limbeck "
+            f"synthesize --task detection; or name {folder / 'images'}, for a detector to label."
+        )
+    annotations, images = (folder / part for part in SYNTHETIC_PARTS)
+    _check_file(annotations, text)
+    _check_folder(images, text)
+    return ScenesName("synthetic", (annotations, images))
 
 
 def _shapes_options(text: str) -> dict[str, Any]:

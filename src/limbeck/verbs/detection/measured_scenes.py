@@ -12,6 +12,7 @@ from limbeck.data.split import evenly
 from limbeck.errors import UserError
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import load_detector
+from limbeck.recipe import NO_DATA
 from limbeck.tasks.base import Batch
 from limbeck.verbs.detection.preparation import scene_batches
 from limbeck.verbs.measured_data import run_recipe
@@ -43,9 +44,11 @@ def measured_scenes(
         UserError: no data is named and the model has no run, or no annotated data.
     """
     recipe = run_recipe(model_name)
-    data_name = data_name or recipe.get("data")
+    data_name = data_name or recipe.get("val_data") or recipe.get("data")
     if data_name is None:
         raise UserError(f"{model_name} is no run's folder, so name the scenes to use with --data.")
+    if data_name == NO_DATA:
+        raise UserError(f"{model_name} was distilled without data, so name the scenes to use with --data.")
     model = load_detector(model_name)
     share = val_fraction if val_fraction is not None else recipe.get("val_fraction", 0.1)
     seed = split_seed if split_seed is not None else recipe.get("split_seed", 0)

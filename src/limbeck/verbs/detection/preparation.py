@@ -16,6 +16,7 @@ from limbeck.data.detection.names import check_scenes_name
 from limbeck.data.detection.options import SceneViewOptions
 from limbeck.data.detection.pseudo_labels import FILE_NAME, write_pseudo_labels
 from limbeck.data.loader import ResumableLoader, default_workers
+from limbeck.data.names import SYNTHESIS_FILE
 from limbeck.detection import Resize
 from limbeck.distiller import DetectionDistiller
 from limbeck.errors import UserError
@@ -23,15 +24,18 @@ from limbeck.models.base import Provenance
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import load_detector
 from limbeck.models.detection.names import has_own_weights, stands_for_weights
-from limbeck.recipe import DistillRecipe, TrainRecipe
+from limbeck.recipe import NO_DATA, DistillRecipe, TrainRecipe
 from limbeck.run import Run, process_rank
+from limbeck.synthesis.detection.base import DetectionSetting
 from limbeck.tasks.base import Batch
 from limbeck.tasks.detection import DetectionTask, predict_detections
 from limbeck.tasks.detection_scores import Detections, DetectionScores
 from limbeck.training.fit import main_device
 from limbeck.training.randomness import seed_everything
 from limbeck.verbs import screen
+from limbeck.verbs.detection.made_scenes import BATCH_SIZE, fill_scene_folder, picture_size
 from limbeck.verbs.preparation import record_start, resolve_for_any_task
+from limbeck.verbs.without_data import FOLDER
 
 
 @dataclass
@@ -108,15 +112,17 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> DetectionCourse:
     if isinstance(recipe, DistillRecipe):
         assert teacher is not None
         values |= {"method": _method(recipe, teacher, student), "task_weight": distiller.task_weight}
-    labelled = scenes is not None
-    scenes = scenes or _pseudo_labelled(recipe, run, teacher, device)
+    by_people = scenes is not None and (scenes.record["kind"] != "synthetic" or recipe.val_data is not None)
+    if scenes is None:
+        scenes = (_made if recipe.data == NO_DATA else _pseudo_labelled)(recipe, run, teacher, device)
+        by_people = recipe.val_data is not None
     if recipe.num_workers == "auto":
         values["num_workers"] = default_workers(scenes.train, scenes.native_size)
     recipe = dataclasses.replace(recipe, **values)
     record_start(run, recipe, device, scenes.record, distiller)
     origin = dataclasses.replace(student.provenance)
     return DetectionCourse(
-        recipe, run, scenes, student, teacher, distiller, device, origin, student.resize, pseudo_labelled=not labelled
+        recipe, run, scenes, student, teacher, distiller, device, origin, student.resize, pseudo_labelled=not by_people
     )
 
 
@@ -177,7 +183,9 @@ def scene_batches(
 
 
 def _open_annotated(recipe: TrainRecipe | DistillRecipe) -> Scenes | None:
-    """The scenes; None for a folder of images that nobody has annotated."""
+    """The scenes; None for a folder of images that nobody has annotated, and where there is no data."""
+    if recipe.data == NO_DATA:
+        return None
     annotated = check_scenes_name(recipe.data).kind != "images"
     if isinstance(recipe, DistillRecipe):
         if annotated and recipe.pseudo_score != DistillRecipe.pseudo_score:
@@ -189,7 +197,11 @@ def _open_annotated(recipe: TrainRecipe | DistillRecipe) -> Scenes | None:
     if not annotated:
         return None
     return open_scenes(
-        recipe.data, val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, bad_images=recipe.bad_images
+        recipe.data,
+        val_fraction=recipe.val_fraction,
+        split_seed=recipe.split_seed,
+        bad_images=recipe.bad_images,
+        val_data=recipe.val_data,
     )
 
 
@@ -232,11 +244,32 @@ def _distiller(recipe: TrainRecipe | DistillRecipe, teacher: Detector | None, st
     return DetectionDistiller(teacher, student, _method(recipe, teacher, student), task_weight=recipe.task_weight)
 
 
+def _made(recipe: TrainRecipe | DistillRecipe, run: Run, teacher: Detector | None, device: torch.device) -> Scenes:
+    """Scenes made for the teacher, in the run's folder; those that are finished are not made again."""
+    assert teacher is not None and isinstance(recipe, DistillRecipe)
+    folder = run.path / FOLDER
+    if process_rank() == 0 and not (folder / SYNTHESIS_FILE).is_file():
+        batch_size = BATCH_SIZE if recipe.synthesis_batch_size == "auto" else recipe.synthesis_batch_size
+        setting = DetectionSetting(teacher.to(device), picture_size(teacher), batch_size, recipe.seed)
+        method = "scenes" if recipe.synthesis == "auto" else recipe.synthesis
+        fill_scene_folder(folder, method, setting, int(recipe.synthetic_images))
+    while not (folder / SYNTHESIS_FILE).is_file():
+        time.sleep(1.0)  # of several processes the first makes the scenes; the record is written last
+    return open_scenes(
+        str(folder), val_fraction=recipe.val_fraction, split_seed=recipe.split_seed, val_data=recipe.val_data
+    )
+
+
 def _pseudo_labelled(
     recipe: TrainRecipe | DistillRecipe, run: Run, teacher: Detector | None, device: torch.device
 ) -> Scenes:
     """An unlabelled folder's images with the teacher's confident detections; a resumed run reads those it has."""
     assert teacher is not None and isinstance(recipe, DistillRecipe)
+    if recipe.val_data is not None:
+        raise UserError(
+            "--val_data is for annotated or made scenes. Of unlabelled images some are held out, labelled by the teacher; "
+            "measure the finished student with `limbeck evaluate RUN --data ...`."
+        )
     folder, file = Path(recipe.data).expanduser(), run.path / FILE_NAME
     notes: list[str] = []
     if not (recipe.resume and file.is_file()) and process_rank() == 0:

@@ -1,0 +1,1 @@
+"""Annotated pictures for a detector, made from the detector alone."""

@@ -1,0 +1,258 @@
+"""A folder of made scenes in COCO's format: pictures, annotations, and what made them; written so that it can be gone on with.
+
+    images/000000.png ...   8-bit RGB
+    annotations.json        COCO's object detection format; `score` is the teacher's on the saved picture, 0 where it
+                            does not find the object again
+    contact_sheet.png       some of the pictures with their boxes
+    README.md               the data card
+    synthesis.json          what made them, from which teacher, and the numbers of `measure`; written last
+
+While pictures are still to come, there is a journal instead of the last four: its first line is the recipe, the others are
+batches, each added when its files are on the disk. A line that was cut off counts for nothing.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import limbeck
+from limbeck.contact_sheet import contact_sheet
+from limbeck.data.detection.masks import encode_rle
+from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE
+from limbeck.detection import Found, Target
+from limbeck.errors import UserError
+from limbeck.files import atomic_write
+from limbeck.models.weights import weights_hash
+from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find, to_pixels
+from limbeck.synthesis.detection.card import data_card
+from limbeck.synthesis.detection.labels import CONFIDENT, match
+from limbeck.synthesis.detection.sheet import sheet_item
+from limbeck.synthesis.journal import write_or_explain
+
+RECORD_FILE = SYNTHESIS_FILE
+ANNOTATIONS_FILE = "annotations.json"
+IMAGES_FOLDER = "images"
+FORMAT_VERSION = 1
+"""Of synthesis.json, which is otherwise like that of pictures for classifiers."""
+
+_ON_SHEET = 24
+
+Scene = dict[str, Any]
+"""A picture: `image`, COCO's entry of it, and `annotations`, COCO's entries of its objects without ids of their own."""
+
+
+class SceneWriter:
+    """Writes made scenes into a folder, or goes on where an earlier run with the same settings was stopped.
+
+    Args:
+        folder: new or empty, or one that an earlier run began.
+        setting: with which the scenes are made; its teacher is asked about every saved picture.
+        text: the way as the user asked for it, `scenes(...)`.
+
+    Attributes:
+        scenes: those that are written.
+
+    Raises:
+        UserError: the folder holds something else, finished scenes, or scenes that were begun otherwise.
+    """
+
+    def __init__(self, folder: Path, setting: DetectionSetting, text: str) -> None:
+        self.folder, self.setting = folder, setting
+        self.scenes: list[Scene] = []
+        teacher = setting.teacher
+        self.recipe: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "task": "detection",
+            "sources": [{"text": text}],
+            "teacher": {
+                "name": teacher.facts.name,
+                "weights_sha256": weights_hash(teacher),
+                "licence": teacher.provenance.licence,
+            },
+            "num_classes": teacher.facts.num_classes,
+            "class_names": list(teacher.facts.class_names),
+            "has_masks": teacher.facts.has_masks,
+            "size": list(setting.size),
+            "batch_size": setting.batch_size,
+            "seed": setting.seed,
+        }
+        self._journal = folder / PARTIAL_FILE
+        if self._journal.is_file():
+            self._take_up()
+        else:
+            self._begin()
+        self._earlier = len(self.scenes)
+
+    def done(self) -> int:
+        """Pictures that are there."""
+        return len(self.scenes)
+
+    def write(self, made: MadeScenes) -> None:
+        """Save pictures, ask the teacher what it finds in them again, and only then count them as done.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        pixels = to_pixels(made.images)
+        saved = (pixels.permute(0, 3, 1, 2).float() / 255).to(self.setting.device)
+        scenes: list[Scene] = []
+        for picture, target, found in zip(pixels, made.targets, find(self.setting.teacher, saved), strict=True):
+            number = len(self.scenes) + len(scenes)
+            name = f"{number:06d}.png"
+            with atomic_write(self.folder / IMAGES_FOLDER / name) as file:
+                Image.fromarray(picture.numpy()).save(file, format="PNG")
+            height, width = (int(side) for side in picture.shape[:2])
+            image = {"id": number + 1, "file_name": name, "height": height, "width": width}
+            scenes.append({"image": image, "annotations": _annotations(target, found, number + 1)})
+        line = json.dumps({"scenes": scenes})
+        write_or_explain(self._journal, line.encode() + b"\n", append=True)
+        self.scenes += scenes
+
+    def finish(self, notes: Sequence[str] = (), seconds: float | None = None) -> dict[str, Any]:
+        """Write annotations, contact sheet, data card and, last, the record.
+
+        Args:
+            notes: for the data card.
+            seconds: that this run took for the pictures that no earlier one had made; None says nothing of time.
+
+        Returns:
+            The record's numbers; see `measure`.
+
+        Raises:
+            UserError: there are no pictures, or the disk is full.
+        """
+        if not self.scenes:
+            raise UserError(f"There are no pictures in {self.folder} to finish with. Make at least one.")
+        annotations = [annotation for scene in self.scenes for annotation in scene["annotations"]]
+        content = {
+            "info": {"description": "Pictures made for a detector", "teacher": self.recipe["teacher"]["name"]},
+            "images": [scene["image"] for scene in self.scenes],
+            "annotations": [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)],
+            "categories": [{"id": id_, "name": name} for id_, name in enumerate(self.setting.class_names, start=1)],
+        }
+        with atomic_write(self.folder / ANNOTATIONS_FILE) as file:
+            file.write(json.dumps(content).encode())
+        items = [
+            sheet_item(self.folder / IMAGES_FOLDER, scene, self.setting.class_names)
+            for scene in _spread(self.scenes, _ON_SHEET)
+        ]
+        with atomic_write(self.folder / "contact_sheet.png") as file:
+            contact_sheet(items, thumb=max(item.image.width for item in items)).save(file, format="PNG")
+        numbers = measure(self.scenes, self.setting.class_names)
+        record = self.recipe | {
+            "finished": True,
+            "limbeck": limbeck.__version__,
+            "numbers": numbers,
+            "notes": list(notes),
+        }
+        if seconds is not None and self.done() > self._earlier:
+            record["seconds_per_picture"] = round(seconds / (self.done() - self._earlier), 2)
+        with atomic_write(self.folder / "README.md") as file:
+            file.write(data_card(record).encode())
+        with atomic_write(self.folder / RECORD_FILE) as file:
+            file.write(json.dumps(record, indent=2).encode())
+        self._journal.unlink(missing_ok=True)
+        return numbers
+
+    def _begin(self) -> None:
+        if self.folder.is_dir() and (entries := sorted(entry.name for entry in self.folder.iterdir())):
+            if RECORD_FILE in entries:
+                raise UserError(f"{self.folder} holds finished pictures already. Choose another folder.")
+            raise UserError(
+                f"{self.folder} is not empty (it holds {entries[0]}), and no pictures were begun in it. Choose another "
+                "folder, or empty this one."
+            )
+        (self.folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._journal) as file:
+            file.write(json.dumps(self.recipe).encode() + b"\n")
+
+    def _take_up(self) -> None:
+        lines = self._journal.read_bytes().split(b"\n")[:-1]  # what follows the last line's end was cut off
+        try:
+            before, *batches = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(
+                f"{self._journal} is damaged ({error}), so its pictures cannot be gone on with. Empty the folder, or choose "
+                "another."
+            ) from None
+        for name, value in self.recipe.items():
+            earlier, now = (_identity(name, of) for of in (before.get(name), value))
+            if earlier != now:
+                raise UserError(
+                    f"{self.folder} holds pictures that were begun with another {name} ({_short(earlier)}, now {_short(now)}). "
+                    "Give the same options to go on with them, choose another folder, or empty this one."
+                )
+        os.truncate(self._journal, sum(len(line) + 1 for line in lines))
+        self.scenes = [scene for batch in batches for scene in batch["scenes"]]
+
+
+def measure(scenes: Sequence[Scene], class_names: Sequence[str]) -> dict[str, Any]:
+    """What the pictures hold, in numbers.
+
+    Returns:
+        `pictures`; `boxes`; `boxes_per_picture`: mean, least and most; `class_counts`; `class_balance`: the entropy of the
+        boxes' classes as a share of the largest possible, 1 where all are equally frequent, or where there is one;
+        `mean_teacher_score` of the boxes' classes on the saved pictures, 0 where not found; `found_again`: the share of
+        the boxes that the teacher finds there with a score of at least 0.2.
+    """
+    of_pictures = torch.tensor([len(scene["annotations"]) for scene in scenes], dtype=torch.float64)
+    annotations = [annotation for scene in scenes for annotation in scene["annotations"]]
+    scores = torch.tensor([annotation["score"] for annotation in annotations], dtype=torch.float64)
+    counts = [0] * len(class_names)
+    for annotation in annotations:
+        counts[annotation["category_id"] - 1] += 1
+    shares = torch.tensor(counts, dtype=torch.float64) / max(1, len(annotations))
+    balance = (
+        float(torch.special.entr(shares).sum() / torch.log(torch.tensor(float(len(counts))))) if counts[1:] else 1.0
+    )
+    any_boxes = len(annotations) > 0
+    return {
+        "pictures": len(scenes),
+        "boxes": len(annotations),
+        "boxes_per_picture": [float(of_pictures.mean()), int(of_pictures.min()), int(of_pictures.max())],
+        "class_counts": dict(zip(class_names, counts, strict=True)),
+        "class_balance": round(balance, 4),
+        "mean_teacher_score": round(float(scores.mean()), 4) if any_boxes else 0.0,
+        "found_again": round(float((scores >= CONFIDENT).double().mean()), 4) if any_boxes else 0.0,
+    }
+
+
+def _annotations(target: Target, found: Found, image_id: int) -> list[dict[str, Any]]:
+    """COCO's entries of one picture, without ids of their own."""
+    scores = match(target, found).scores.tolist()
+    entries: list[dict[str, Any]] = []
+    for row, (label, (x1, y1, x2, y2)) in enumerate(zip(target.labels.tolist(), target.boxes.tolist(), strict=True)):
+        entry: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": label + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "score": scores[row],
+        }
+        if target.masks is not None:
+            mask = target.masks[row].cpu().numpy()
+            entry |= {"area": float(mask.sum()), "segmentation": encode_rle(mask)}
+        entries.append(entry)
+    return entries
+
+
+def _spread(scenes: Sequence[Scene], most: int) -> list[Scene]:
+    """At most so many scenes, evenly over all."""
+    count = min(most, len(scenes))
+    return [scenes[number * len(scenes) // count] for number in range(count)]
+
+
+def _identity(name: str, value: Any) -> Any:
+    """What of a recipe's value matters: a teacher is known by its weights, whatever its folder is called."""
+    return value["weights_sha256"] if name == "teacher" and isinstance(value, dict) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
