@@ -1,6 +1,7 @@
 """Limbeck makes small vision models out of large ones.
 
-The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `report` and `methods` are also commands; `Distiller` and
+The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `synthesize`, `statistics`, `report` and
+`methods` are also commands; `Distiller` and
 `DetectionDistiller` are for people with a training loop of their own; `load_model` and `load_detector` are the doors to every
 model by its name.
 """
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from limbeck.verbs.methods import methods as methods
     from limbeck.verbs.predict import predict as predict
     from limbeck.verbs.report import report as report
+    from limbeck.verbs.statistics import statistics as statistics
+    from limbeck.verbs.synthesize import synthesize as synthesize
     from limbeck.verbs.train import train as train
 
 _PLACES = {
@@ -32,7 +35,17 @@ _PLACES = {
     "load_model": "limbeck.models.door",
     **{
         verb: f"limbeck.verbs.{verb}"
-        for verb in ("distill", "evaluate", "export", "methods", "predict", "report", "train")
+        for verb in (
+            "distill",
+            "evaluate",
+            "export",
+            "methods",
+            "predict",
+            "report",
+            "statistics",
+            "synthesize",
+            "train",
+        )
     },
 }
 
@@ -48,6 +61,8 @@ __all__ = [
     "methods",
     "predict",
     "report",
+    "statistics",
+    "synthesize",
     "train",
 ]
 

@@ -15,11 +15,13 @@ VERBS = {
     "evaluate": "Measure a model on the validation images of a data set.",
     "predict": "Classify images or find objects in them: answers and an annotated contact sheet.",
     "export": "Export a model and verify the artefact on real images.",
+    "synthesize": "Make images for a teacher, without any of its data.",
+    "statistics": "Save a few kilobytes about a model's data, for making images later.",
     "report": "Write one self-contained HTML page about a run.",
     "methods": "List the distillation methods and their options.",
 }
 
-POSITIONAL = {"evaluate", "predict", "export", "report", "methods"}
+POSITIONAL = {"evaluate", "predict", "export", "report", "methods", "statistics"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

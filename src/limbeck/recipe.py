@@ -22,6 +22,12 @@ RecipeT = TypeVar("RecipeT")
 Auto = Literal["auto"]
 Task = Literal["classification", "detection"]
 
+NO_DATA = "none"
+"""What `data` is where all images are made for the teacher."""
+
+# Options that mean something only where there is no data.
+ONLY_WITHOUT_DATA = ("synthesis", "synthetic_images", "synthesis_batch_size", "statistics")
+
 # Options that mean something for one task only. (Those of a particular verb are in its own recipe.)
 ONLY_FOR: dict[Task, tuple[str, ...]] = {
     "classification": (
@@ -44,7 +50,10 @@ class TrainingRecipe:
             data have them).
         data: for classification digits | a folder of class folders | FILE.npz | FILE.parquet or a folder of parquet files |
             hf:NAME; for detection shapes | coco:ANNOTATIONS.json,IMAGES | voc:FOLDER | yolo:FOLDER; for both, when
-            distilling, a folder of unlabelled images.
+            distilling, a folder of unlabelled images, or one that `limbeck synthesize` wrote, or none: then images are made for
+            the teacher alone (see synthesis).
+        val_data: labelled images to measure on, named like data; its validation images are taken, and nothing is held out of
+            data. For unlabelled and synthetic images, and for none, there is no other way to a number.
         out: the run's folder; auto makes a new one under runs/.
         resume: continue the run in --out from its last checkpoint; the result equals that of an uninterrupted run.
         epochs: passes over the training images.
@@ -114,6 +123,7 @@ class TrainingRecipe:
 
     data: str
     task: Task = "classification"
+    val_data: str | None = None
     out: str = "auto"
     resume: bool = False
     epochs: int = 100
@@ -220,6 +230,68 @@ class TrainingRecipe:
 
 
 @dataclass(kw_only=True)
+class SynthesizeRecipe:
+    """Make images for a teacher, without any of its data.
+
+    Args:
+        teacher: the model that the images are made for, named as for `limbeck distill`.
+        task: what the teacher does.
+        method: how, or several ways joined with +: "invert(iterations=500, share=0.7)+one_image(image='photo.jpg', share=0.3)".
+        count: images in all.
+        out: the folder to write; auto makes a new one under synthetic/.
+        resume: go on with the images in --out where an earlier call was stopped; the result equals that of an uninterrupted one.
+        size: side of the images in pixels; auto is the teacher's input.
+        teacher_size: [classification] side in pixels of the teacher's input; auto is the model's own.
+        batch_size: images made together; auto is 64, for detection 8.
+        student: [classification] a finished network to disagree with, for ways that can use one; a model's name.
+        second: [classification] another network of the same classes whose agreement with the teacher is measured and noted
+            in the data card; a model's name.
+        statistics: [classification] a file of the teacher's token moments, from `limbeck statistics`; the one in the
+            teacher's run folder is found without being named.
+        image_format: of the files; both are lossless.
+        accelerator: where to compute.
+        seed: of everything random.
+    """
+
+    teacher: str
+    task: Task = "classification"
+    method: str = "auto"
+    count: int = 1000
+    out: str = "auto"
+    resume: bool = False
+    size: int | Auto = "auto"
+    teacher_size: int | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    student: str | None = None
+    second: str | None = None
+    statistics: str | None = None
+    image_format: Literal["png", "webp"] = "png"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse impossible values before anything heavy is loaded.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        _require(self, "count", lambda value: value >= 1, "at least 1")
+        _require(self, "batch_size", lambda value: value == "auto" or value >= 1, "at least 1")
+        _require(self, "size", lambda value: value == "auto" or value >= 8, "at least 8 pixels")
+        _require(self, "teacher_size", lambda value: value == "auto" or value >= 8, "at least 8 pixels")
+        if self.resume and self.out == "auto":
+            raise UserError("--resume continues the images in a given folder; name that folder with --out.")
+        if self.task == "detection":
+            for option in dataclasses.fields(self):
+                if option.name in ("teacher_size", "student", "second", "statistics") and (
+                    getattr(self, option.name) != option.default
+                ):
+                    raise UserError(
+                        f"--{option.name} is for --task classification; here the task is detection. Leave it out."
+                    )
+
+
+@dataclass(kw_only=True)
 class TrainRecipe(TrainingRecipe):
     """Train one network without a teacher, from scratch or from given weights.
 
@@ -257,6 +329,15 @@ class DistillRecipe(TrainingRecipe):
         trust_teacher: go on although the teacher looks implausible.
         pseudo_score: [detection] for unlabelled images: the teacher's detections with at least this score are learned as
             objects.
+        synthesis: [data none] how images are made, or several ways joined with +, each with its options in parentheses:
+            "invert(iterations=500, share=0.5)+one_image(image='photo.jpg', share=0.5)". `limbeck synthesize --help` lists them.
+            auto is scenes for detection; for classification fast for networks with BatchNorm and no attention, else invert.
+        synthetic_images: [data none] images that are made before training; of ways that learn together with the student, images
+            that an epoch passes over. auto is 10000, for detection 500.
+        synthesis_batch_size: [data none] images made together; auto is 64, for generators that go on during training 256, for
+            detection 8.
+        statistics: [data none] a file of the teacher's token moments, from `limbeck statistics`; the one in the teacher's run
+            folder is found without being named.
     """
 
     teacher: str
@@ -269,10 +350,20 @@ class DistillRecipe(TrainingRecipe):
     teacher_accuracy: float | None = None
     trust_teacher: bool = False
     pseudo_score: float = 0.4
+    synthesis: str = "auto"
+    synthetic_images: int | Auto = "auto"
+    synthesis_batch_size: int | Auto = "auto"
+    statistics: str | None = None
 
     def check(self) -> None:
-        """As for any training; the expected accuracy is a share, not per cent."""
+        """As for any training; the expected accuracy is a share, not per cent; options on making images need data none."""
         super().check()
+        for name in ("synthetic_images", "synthesis_batch_size"):
+            _require(self, name, lambda value: value == "auto" or value >= 1, "at least 1")
+        if self.data != NO_DATA:
+            for option in dataclasses.fields(self):
+                if option.name in ONLY_WITHOUT_DATA and getattr(self, option.name) != option.default:
+                    raise UserError(f"--{option.name} is for --data none, and the data is {self.data}. Leave one out.")
         _require(self, "teacher_accuracy", lambda value: value is None or 0 < value <= 1, "a share between 0 and 1")
         _require(self, "task_weight", lambda value: value == "auto" or value >= 0, "at least 0")
         _require(self, "pseudo_score", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
@@ -282,6 +373,8 @@ class DistillRecipe(TrainingRecipe):
         recipe = super().settled()
         if recipe.method == "auto" and recipe.task == "classification":
             recipe = dataclasses.replace(recipe, method="kd")
+        if recipe.data == NO_DATA and recipe.synthetic_images == "auto":
+            recipe = dataclasses.replace(recipe, synthetic_images=10_000 if recipe.task == "classification" else 500)
         return recipe
 
 
@@ -335,8 +428,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def as_plain(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values for YAML, tuples as lists; options of another task left out."""
+    """A recipe as plain values for YAML, tuples as lists; options of another task, or on making images, left out."""
     foreign = [name for task, names in ONLY_FOR.items() if task != recipe.task for name in names]
+    foreign += ONLY_WITHOUT_DATA if recipe.data != NO_DATA else ()
     values = dataclasses.asdict(recipe).items()
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values if key not in foreign}
 

@@ -38,3 +38,11 @@ class Task(ABC):
     @abstractmethod
     def measure(self, answers: Sequence[Any]) -> dict[str, float]:
         """Numbers of the answers to all validation images, in the images' own order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the task itself has learned or counted, for the checkpoint: tensors in plain containers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again."""
+        assert not state

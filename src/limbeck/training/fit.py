@@ -131,5 +131,11 @@ def _quieten_lightning() -> None:
     """Keep the terminal for what the user asked about: hardware announcements and advertisements go."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*LeafSpec.*", ".*lr_scheduler.step.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*log_every_n_steps.*",
+        ".*LeafSpec.*",
+        ".*lr_scheduler.step.*",
+        ".*no `val_dataloader`.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -167,6 +167,7 @@ class TrainingModule(lightning.LightningModule):
             "seconds": self.seconds,
             "interval_sums": {name: value.cpu() for name, value in self._interval_sums.items()},
             "interval_steps": self._interval_steps,
+            "task": self.task.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -175,6 +176,7 @@ class TrainingModule(lightning.LightningModule):
         self.seconds = kept["seconds"]
         self._interval_sums = {name: value.to(self.device) for name, value in kept["interval_sums"].items()}
         self._interval_steps = kept["interval_steps"]
+        self.task.load_state_dict(kept.get("task", {}))
 
     def _end_interval(self, batch_size: int) -> None:
         now = time.perf_counter()

@@ -8,7 +8,7 @@ from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import measure, predict_logits
 from limbeck.training.fit import fit
 from limbeck.verbs import results, screen
-from limbeck.verbs.preparation import Course, make_task, prepare, train_loader, val_loader
+from limbeck.verbs.preparation import Course, prepare, train_loader, training_task, val_loader
 from limbeck.verbs.teacher_check import require_plausible
 
 
@@ -22,11 +22,16 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     screen.notes(course.notes)
     _check_teacher(course)
     _show_pairs(course)
-    task = make_task(recipe, course.student)
+    if course.images is not None:
+        course.images.make_before(course.data)
+    task = training_task(course)
     task.teacher_logits = course.teacher_logits
-    module = fit(course.distiller, task, recipe, run, train_loader(course), val_loader(course, rank_share=True))
+    loader = train_loader(course)
+    module = fit(course.distiller, task, recipe, run, loader, val_loader(course, rank_share=True))
     if not module.trainer.is_global_zero:
         return run
+    if course.images is not None:
+        course.images.keep_samples(loader)
     results.write(course, module, seconds=time.perf_counter() - began)
     return run
 

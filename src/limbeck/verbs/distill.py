@@ -1,8 +1,9 @@
 """`limbeck distill`: a small student from a strong teacher."""
 
 from limbeck.losses.names import parse_methods
-from limbeck.recipe import DistillRecipe, from_recipe
+from limbeck.recipe import NO_DATA, DistillRecipe, from_recipe
 from limbeck.run import Run, choose_run
+from limbeck.synthesis.names import check_moments, parse_synthesis
 from limbeck.verbs.names import names_of, refuse_methods_of_another_task
 
 
@@ -26,7 +27,13 @@ def distill(recipe: DistillRecipe) -> Run:
     check_model, check_data = names_of(recipe.task)
     check_model(recipe.teacher)
     check_model(recipe.student)
-    check_data(recipe.data)
+    if recipe.data == NO_DATA:
+        if recipe.synthesis != "auto":
+            check_moments(parse_synthesis(recipe.synthesis, recipe.task))
+    else:
+        check_data(recipe.data)
+    if recipe.val_data is not None:
+        check_data(recipe.val_data)
     run = choose_run(recipe.out, "distill", recipe.student, recipe.data, resume=recipe.resume)
     if recipe.task == "detection":
         from limbeck.verbs.detection.course import carry_out as carry_out_detection

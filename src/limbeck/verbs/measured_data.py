@@ -8,13 +8,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from limbeck.data.base import DataSet
-from limbeck.data.door import open_data
+from limbeck.data.door import median_size, open_data, open_validation
 from limbeck.data.loader import make_val_loader
 from limbeck.data.options import ViewOptions
 from limbeck.data.split import spread
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.models.door import class_names_of, load_model
+from limbeck.recipe import NO_DATA
 from limbeck.run import Run
 
 
@@ -39,26 +40,39 @@ def measured_data(
     batch_size: int = 128,
     num_workers: int | Literal["auto"] = "auto",
     most: int | None = None,
+    part: Literal["train", "val"] = "val",
 ) -> MeasuredData:
     """Open both; what is not given is taken from the model's run, where it has one; `most` images, spread evenly.
+
+    Of `part` "train" the training images are shown, as validation images are: without augmentation and in order.
 
     Raises:
         UserError: no data is named and the model has no run, or the classes differ.
     """
     recipe = run_recipe(model_name)
-    data_name = data_name or recipe.get("data")
+    apart = recipe.get("val_data") if data_name is None and part == "val" else None
+    data_name = data_name or apart or recipe.get("data")
     if data_name is None:
         raise UserError(f"{model_name} is no run's folder, so name the images to use with --data.")
+    if data_name == NO_DATA:
+        raise UserError(f"{model_name} was distilled without data, so name the images to use with --data.")
     model = load_model(model_name)
-    data = open_data(
-        data_name,
-        val_fraction=val_fraction if val_fraction is not None else recipe.get("val_fraction", 0.1),
-        seed=split_seed if split_seed is not None else recipe.get("split_seed", 0),
-        bad_images=bad_images,
-    )
+    split: dict[str, Any] = {
+        "val_fraction": val_fraction if val_fraction is not None else recipe.get("val_fraction", 0.1),
+        "seed": split_seed if split_seed is not None else recipe.get("split_seed", 0),
+        "bad_images": bad_images,
+    }
+    if apart is None:
+        data = open_data(data_name, **split)
+    else:
+        found = open_validation(apart, **split)
+        native_size = median_size(found.source)
+        data = DataSet(apart, found.source, found.source, found.class_names, native_size, found.record, found.notes)
     _require_known_classes(model_name, model, data)
     size = int(recipe.get("view_size", max(model.facts.input_size)) if view_size == "auto" else view_size)
     options = ViewOptions(eval_crop=eval_crop if eval_crop is not None else recipe.get("eval_crop", 0.875))
+    if part == "train":
+        data.val = data.train
     if most is not None and data.val is not None:
         data.val = spread(data.val, most)
     loader = make_val_loader(data, options, size, batch_size=batch_size, num_workers=num_workers)

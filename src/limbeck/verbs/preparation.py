@@ -16,10 +16,13 @@ from limbeck.data.options import ViewOptions, resolve_options
 from limbeck.data.split import spread
 from limbeck.distiller import Distillation, Distiller, describe_weights
 from limbeck.errors import UserError
+from limbeck.losses.build import import_loss
+from limbeck.losses.names import parse_methods
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.door import class_names_of, load_model
 from limbeck.models.names import has_own_weights
 from limbeck.recipe import (
+    NO_DATA,
     DistillRecipe,
     TrainingRecipe,
     TrainRecipe,
@@ -33,6 +36,14 @@ from limbeck.tasks.classification import ClassificationTask, Measurement
 from limbeck.training.fit import choose_accelerator, choose_precision, main_device
 from limbeck.training.randomness import seed_everything
 from limbeck.verbs import provenance
+from limbeck.verbs.without_data import (
+    MadeImages,
+    make_loader,
+    make_streamed_task,
+    mixing,
+    open_no_data,
+    plan_images,
+)
 
 FREE_ON_RESUME = {"resume", "out", "progress", "report", "control", "loggers", "num_workers", "checkpoint_steps"}
 
@@ -51,6 +62,7 @@ class Course:
     student_origin: Provenance
     teacher_logits: NDArray[np.float32] | None = None
     teacher_measured: Measurement | None = None
+    images: MadeImages | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -66,22 +78,17 @@ class Course:
 
 def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
     """Open data and models, decide every "auto", make the distiller and the run's folder."""
-    data = open_data(
-        recipe.data,
-        val_fraction=recipe.val_fraction,
-        seed=recipe.split_seed,
-        bad_images=recipe.bad_images,
-        max_train_images=recipe.max_train_images,
-    )
+    data = _open_data(recipe)
     seed_everything("initialisation", recipe.seed)
     teacher, student = _open_models(recipe, data)
-    recipe = _resolve(recipe, data, student, teacher)
+    images = _plan_images(recipe, run, data, teacher)
+    recipe = _resolve(recipe, data, student, teacher, images)
     method = recipe.method if isinstance(recipe, DistillRecipe) else "none"
     distiller = Distiller(
         teacher,
         student,
         method,
-        task_loss=make_task(recipe, student).loss if data.labelled else None,
+        task_loss=make_task(recipe, student).loss if learns_labels(recipe, data) else None,
         task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto",
     )
     if isinstance(recipe, DistillRecipe):
@@ -89,7 +96,44 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
     recipe = dataclasses.replace(recipe, out=str(run.path))
     device = main_device(recipe.accelerator)
     record_start(run, recipe, device, data.record, distiller)
-    return Course(recipe, run, data, student, teacher, distiller, device, dataclasses.replace(student.provenance))
+    origin = dataclasses.replace(student.provenance)
+    return Course(recipe, run, data, student, teacher, distiller, device, origin, images=images)
+
+
+def learns_labels(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> bool:
+    """Whether the student learns from the images' labels.
+
+    Those that the teacher itself gave say less than its whole answer, so they are read only by a method that needs labels,
+    by none, and where the user gives them a weight.
+    """
+    if not data.labelled or not data.labels_by_teacher or not isinstance(recipe, DistillRecipe):
+        return data.labelled
+    specs = parse_methods(recipe.method)
+    weighted = recipe.task_weight != "auto" and float(recipe.task_weight) > 0
+    return weighted or not specs or any(import_loss(spec).needs_labels for spec in specs)
+
+
+def _open_data(recipe: TrainRecipe | DistillRecipe) -> DataSet:
+    if recipe.data == NO_DATA and isinstance(recipe, DistillRecipe):
+        return open_no_data(recipe)
+    return open_data(
+        recipe.data,
+        val_fraction=recipe.val_fraction,
+        seed=recipe.split_seed,
+        bad_images=recipe.bad_images,
+        max_train_images=recipe.max_train_images,
+        val_data=recipe.val_data,
+    )
+
+
+def _plan_images(
+    recipe: TrainRecipe | DistillRecipe, run: Run, data: DataSet, teacher: VisionModel | None
+) -> MadeImages | None:
+    if recipe.data != NO_DATA or not isinstance(recipe, DistillRecipe):
+        return None
+    assert teacher is not None
+    teacher.to(main_device(choose_accelerator(recipe.accelerator)))
+    return plan_images(recipe, teacher, data, run.path)
 
 
 def record_start(
@@ -186,7 +230,11 @@ def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
 
 
 def _resolve(
-    recipe: TrainRecipe | DistillRecipe, data: DataSet, student: VisionModel, teacher: VisionModel | None
+    recipe: TrainRecipe | DistillRecipe,
+    data: DataSet,
+    student: VisionModel,
+    teacher: VisionModel | None,
+    images: MadeImages | None,
 ) -> TrainRecipe | DistillRecipe:
     """Every "auto" of a classification decided."""
     values = resolve_for_any_task(recipe)
@@ -196,7 +244,12 @@ def _resolve(
     views = resolve_options(view_options(recipe), size, data.native_size, data.name)
     values |= {"crop": views.crop, "pad": views.pad, "flip": views.flip}
     if recipe.num_workers == "auto":
-        values["num_workers"] = default_workers(data.train, data.native_size)
+        online = images is not None and images.online is not None
+        values["num_workers"] = 0 if online else default_workers(data.train, data.native_size)
+    if images is not None:
+        values["synthesis"] = images.text
+        values["synthesis_batch_size"] = images.setting.batch_size
+        values["statistics"] = images.setting.statistics
     sizes = {"input_size": student, "student_size": student, "teacher_size": teacher}
     for name, model in sizes.items():
         if getattr(recipe, name, None) == "auto" and model is not None:
@@ -248,6 +301,10 @@ def _write_or_compare_recipe(run: Run, recipe: TrainRecipe | DistillRecipe) -> N
 def train_loader(course: Course) -> ResumableLoader:
     """Augmented batches of the training images, resumable within an epoch."""
     recipe = course.recipe
+    if course.images is not None and isinstance(recipe, DistillRecipe):
+        made = make_loader(course.images, course.data, recipe, view_options(recipe), course.student)
+        if made is not None:
+            return made
     return make_train_loader(
         course.data,
         view_options(recipe),
@@ -262,14 +319,17 @@ def train_loader(course: Course) -> ResumableLoader:
 
 def make_task(recipe: TrainingRecipe, student: VisionModel) -> ClassificationTask:
     """The recipe's supervised loss and mixing."""
-    return ClassificationTask(
-        student.facts.num_classes,
-        label_smoothing=recipe.label_smoothing,
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        mix_prob=recipe.mix_prob,
-        mix_switch_prob=recipe.mix_switch_prob,
-    )
+    return ClassificationTask(student.facts.num_classes, **mixing(recipe))
+
+
+def training_task(course: Course) -> ClassificationTask:
+    """What the course's steps learn from."""
+    recipe = course.recipe
+    if course.images is not None and isinstance(recipe, DistillRecipe):
+        streamed = make_streamed_task(course.images, course.student, recipe, with_labels=course.distiller.supervised)
+        if streamed is not None:
+            return streamed
+    return make_task(recipe, course.student)
 
 
 def _pretrained(asked: bool | str, name: str) -> bool:
