@@ -34,10 +34,17 @@ PAIRS = {
     "cnn": {"teacher": "limbeck:resnet20", "student": "limbeck:resnet8", "lr": 2e-3},
 }
 CONTROLS = ("real", "real+kd")
+# In each pair's order the cheap ones first.
 SHARED = ["noise", "fractals", "dead_leaves", "one_image", "pool", "invert"]
 WAYS = {
     "vit": [*SHARED, "pri", "mimiq", "plugin", "dafl", "attention_generator", "invert+pool"],
     "cnn": [*SHARED, "deepinversion", "fast", "cmi", "nayer", "dafl", "zskt", "dfad"],
+}
+# What the published settings are cut down to on a CPU's budget, with --small_generators.
+SMALL = {
+    "fast": {"g_steps": 5, "warmup_rounds": 5},
+    "cmi": {"g_steps": 40},
+    "nayer": {"g_steps": 10},
 }
 
 
@@ -58,6 +65,9 @@ def main() -> None:
     cells.add_argument("--count", type=int, default=1000, help="images that are made before training")
     cells.add_argument(
         "--iterations", type=int, default=200, help="of inversions and cmi; 0 leaves the published numbers"
+    )
+    cells.add_argument(
+        "--small_generators", action="store_true", help="half the channels and fewer steps than published"
     )
     cells.add_argument("--updates", type=int, default=1500)
     cells.add_argument("--batch_size", type=int, default=64)
@@ -149,6 +159,7 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
     online = any(spec.moment == "during" or ".generators." in spec.path for spec in parse_synthesis(text))
     if online or "adi" in way:
         values |= {"data": "none", "synthesis": text, "synthetic_images": budget // options.epochs}
+        values |= {"synthesis_batch_size": options.batch_size}
         return [Cell(folder, limbeck.distill, recipe(options, data, options.epochs) | values, needs=(teacher,))]
     images = options.out / "images" / slug(way)
     values |= {"data": str(images)}
@@ -171,6 +182,9 @@ def with_options(options: argparse.Namespace, way: str) -> str:
             known.setdefault("images", options.pool or str(options.out / "pool"))
         if options.iterations and (".inversion." in spec.path):
             known.setdefault("iterations", options.iterations)
+        if options.small_generators and ".generators." in spec.path:
+            for name, value in {"channels": 32, **SMALL.get(spec.name, {})}.items():
+                known.setdefault(name, value)
         if spec.share != 1:
             known["share"] = spec.share
         parts.append(

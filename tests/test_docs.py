@@ -10,6 +10,7 @@ import pytest
 
 from limbeck.cli import VERBS
 from limbeck.losses.names import METHODS, parse_methods
+from limbeck.synthesis.names import SYNTHESES, parse_synthesis
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,13 +58,22 @@ def test_commands_use_verbs_and_options_that_exist(command: str) -> None:
     for word in words[2:]:
         if word.startswith("--"):
             assert re.search(rf"{word.partition('=')[0]}\b", known), word
-        if words[words.index(word) - 1] == "--method" and word != "M":
+        before = words[words.index(word) - 1]
+        if before == "--synthesis" or (before == "--method" and words[1] == "synthesize"):
+            parse_synthesis(word)
+        elif before == "--method" and word != "M":
             parse_methods(word)
 
 
 def test_every_method_is_documented() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     assert all(f"| `{name}` |" in text for name in METHODS)
+
+
+def test_every_way_to_make_images_is_documented() -> None:
+    text = (ROOT / "docs" / "data_free.md").read_text()
+    assert [name for name in SYNTHESES if not re.search(rf"`{name}\b", text)] == ["scenes"]
+    assert "`limbeck methods` lists all of them" in text
 
 
 def test_the_loss_in_the_document_is_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

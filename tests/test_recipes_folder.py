@@ -7,6 +7,7 @@ import pytest
 import torchvision
 import yaml
 
+from limbeck.call_checks import checked_options
 from limbeck.detection import DetectorFacts
 from limbeck.losses.build import build_losses
 from limbeck.losses.names import parse_methods
@@ -16,7 +17,9 @@ from limbeck.models.detection.names import DetectorName, parse_detector_name
 from limbeck.models.detection.torchvision.options import read_options
 from limbeck.models.names import parse_model_name
 from limbeck.outputs import Level
-from limbeck.recipe import DistillRecipe, TrainRecipe
+from limbeck.recipe import NO_DATA, DistillRecipe, TrainRecipe
+from limbeck.synthesis.build import import_synthesis
+from limbeck.synthesis.names import parse_synthesis
 from limbeck.verbs.names import refuse_methods_of_another_task
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -46,7 +49,16 @@ def test_recipe(file: Path) -> None:
             if parsed.options:  # they must be options of that network
                 load_model(parsed.text, num_classes=2, pretrained=False)
     if isinstance(recipe, DistillRecipe):
-        facts = create("resnet8", 10).facts
+        if recipe.data == NO_DATA:
+            for spec in parse_synthesis(recipe.synthesis):
+                wanted = import_synthesis(spec)
+                checked_options(spec.name, wanted, spec.options, skip=1, reserved=(), kind="way")
+        transformer = "vit" in recipe.student
+        facts = (
+            load_model(recipe.student, num_classes=2, pretrained=False, input_size=(32, 32)).facts
+            if transformer
+            else create("resnet8", 10).facts
+        )
         losses = build_losses(parse_methods(recipe.method), facts, facts)
         assert losses, "a recipe for distillation distils"
 

@@ -18,7 +18,7 @@ VERBS = {
     "synthesize": "Make images for a teacher, without any of its data.",
     "statistics": "Save a few kilobytes about a model's data, for making images later.",
     "report": "Write one self-contained HTML page about a run.",
-    "methods": "List the distillation methods and their options.",
+    "methods": "List distillation methods and ways to make images, and their options.",
 }
 
 POSITIONAL = {"evaluate", "predict", "export", "report", "methods", "statistics"}

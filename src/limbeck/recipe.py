@@ -237,6 +237,8 @@ class SynthesizeRecipe:
         teacher: the model that the images are made for, named as for `limbeck distill`.
         task: what the teacher does.
         method: how, or several ways joined with +: "invert(iterations=500, share=0.7)+one_image(image='photo.jpg', share=0.3)".
+            `limbeck methods` lists them. auto is scenes for detection; for classification fast for networks with BatchNorm
+            and no attention, else invert.
         count: images in all.
         out: the folder to write; auto makes a new one under synthetic/.
         resume: go on with the images in --out where an earlier call was stopped; the result equals that of an uninterrupted one.
@@ -330,7 +332,7 @@ class DistillRecipe(TrainingRecipe):
         pseudo_score: [detection] for unlabelled images: the teacher's detections with at least this score are learned as
             objects.
         synthesis: [data none] how images are made, or several ways joined with +, each with its options in parentheses:
-            "invert(iterations=500, share=0.5)+one_image(image='photo.jpg', share=0.5)". `limbeck synthesize --help` lists them.
+            "invert(iterations=500, share=0.5)+one_image(image='photo.jpg', share=0.5)". `limbeck methods` lists them.
             auto is scenes for detection; for classification fast for networks with BatchNorm and no attention, else invert.
         synthetic_images: [data none] images that are made before training; of ways that learn together with the student, images
             that an epoch passes over. auto is 10000, for detection 500.

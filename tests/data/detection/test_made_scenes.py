@@ -22,7 +22,13 @@ def coco(root: Path, names: list[str], count: int = 10, start: int = 0) -> tuple
         Image.new("RGB", (40, 30)).save(images / f"{number}.png")
         entries.append({"id": number, "file_name": f"{number}.png", "height": 30, "width": 40})
     annotations = [
-        {"id": e["id"], "image_id": e["id"], "category_id": e["id"] % len(names) + 1, "bbox": [1, 2, 10, 10], "score": 0.5}
+        {
+            "id": e["id"],
+            "image_id": e["id"],
+            "category_id": e["id"] % len(names) + 1,
+            "bbox": [1, 2, 10, 10],
+            "score": 0.5,
+        }
         for e in entries
     ]
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
@@ -33,7 +39,9 @@ def coco(root: Path, names: list[str], count: int = 10, start: int = 0) -> tuple
 
 def made(root: Path, names: list[str], task: str = "detection") -> str:
     coco(root, names)
-    (root / "synthesis.json").write_text(json.dumps({"task": task, "sources": [{"text": "scenes"}], "teacher": {"name": "t"}}))
+    (root / "synthesis.json").write_text(
+        json.dumps({"task": task, "sources": [{"text": "scenes"}], "teacher": {"name": "t"}})
+    )
     return str(root)
 
 
@@ -85,7 +93,7 @@ def test_what_cannot_be_measured_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing dog, added horse"):
         open_scenes(name, val_data=f"coco:{file},{images}")
     learned = f"coco:{file},{images}"
-    with pytest.raises(UserError, match="1 of 1 images to measure on, .* are also learned from"):
+    with pytest.raises(UserError, match=r"1 of 1 images to measure on, .* are also learned from"):
         open_scenes(learned, val_data=learned)
 
 

@@ -121,7 +121,9 @@ def test_merging_takes_the_teachers_box_and_score_and_keeps_what_it_does_not_fin
     merged = merge(target, found, SIZE)
     assert merged.boxes.tolist() == [[10, 10, 50, 46], [0, 60, 40, 100], AWAY]
     assert merged.labels.tolist() == [0, 1, 2]
-    assert merged.scores is not None and merged.masks is not None and found.masks is not None and target.masks is not None
+    assert (
+        merged.scores is not None and merged.masks is not None and found.masks is not None and target.masks is not None
+    )
     assert merged.scores.tolist() == pytest.approx([0.9, 0, 0.6])
     assert torch.equal(merged.masks, torch.stack([found.masks[0], target.masks[1], found.masks[1]]))
 
