@@ -87,10 +87,10 @@ def choose_samples(predictions: Predictions, samples: Samples, count: int = 24) 
     ]
 
 
-def data_uri(image: Image.Image) -> str:
-    """The image as a PNG in a data URI, fitted into `SIDE` pixels; small ones enlarged without smoothing."""
+def data_uri(image: Image.Image, side: int = SIDE) -> str:
+    """The image as a PNG in a data URI, fitted into `side` pixels; small ones enlarged without smoothing."""
     buffer = io.BytesIO()
-    fit(image, SIDE).save(buffer, format="PNG", optimize=True)
+    fit(image, side).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -13,6 +13,7 @@ from limbeck.reporting.calibration import Reliability, reliability, softmax
 from limbeck.reporting.confusion import confusion_rows, most_confused, recall, worst_classes
 from limbeck.reporting.controls import Controls
 from limbeck.reporting.figure_style import STUDENT, TEACHER
+from limbeck.reporting.made_images import made_images
 from limbeck.reporting.run_reader import Predictions, RunRecord, number
 from limbeck.reporting.sample_choice import choose_samples
 from limbeck.reporting.training_sections import (
@@ -64,6 +65,7 @@ def all_sections(run: RunRecord, controls: Controls | None) -> list[Section]:
         _classes(run),
         _similarity(run),
         _samples(run),
+        made_images(run),
         speed(run),
         pairs(run),
     ]

@@ -89,10 +89,13 @@ def speed(run: RunRecord) -> Section | None:
     if shares:
         plots.append(Plot("Where the time goes", "Median over the run.", curves.time_bar(shares), 170))
         if shares.get("data", 0) > 0.4:
-            text.append(
-                f"Waiting for data takes {percent(shares['data'], 0)} of the time: more workers (--num_workers), "
-                "smaller stored images or a faster disk would speed this run up."
-            )
+            took = f"Waiting for data takes {percent(shares['data'], 0)} of the time: "
+            if run.recipe.get("data") == "none":
+                text.append(f"{took}some or all of it is the making of images between epochs.")
+            else:
+                text.append(
+                    f"{took}more workers (--num_workers), smaller stored images or a faster disk would speed this run up."
+                )
     return Section("speed", "Speed", text, plots) if plots or text else None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import limbeck
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.detection.base import Detector
+from limbeck.recipe import NO_DATA
 from limbeck.verbs.preparation import Course
 
 
@@ -15,7 +16,7 @@ def model_card(course: Course, summary: dict[str, Any]) -> str:
     lines = [
         f"# {student.facts.name}" + (f", distilled from {teacher.facts.name}" if teacher is not None else ""),
         "",
-        f"Made with limbeck {limbeck.__version__} from `{recipe.data}`.",
+        f"Made with limbeck {limbeck.__version__} " + learned_from(recipe),
         "",
         "## What it is",
         "",
@@ -42,6 +43,13 @@ def model_card(course: Course, summary: dict[str, Any]) -> str:
         *origin_lines(teacher, student.facts.name, course.student_origin, summary["method"]),
     ]
     return "\n".join(lines)
+
+
+def learned_from(recipe: Any) -> str:
+    """What a run's training images were, as the end of a sentence."""
+    if recipe.data == NO_DATA:
+        return f"without data: from images made for its teacher by `{recipe.synthesis}`."
+    return f"from `{recipe.data}`."
 
 
 def origin_lines(

@@ -16,6 +16,7 @@ from limbeck.reporting.detection.mistakes import FALSE_KINDS, MISS_KINDS
 from limbeck.reporting.detection.score_file import ScoreFile
 from limbeck.reporting.detection.stored import StoredDetections
 from limbeck.reporting.figures import class_scores
+from limbeck.reporting.made_images import made_images
 from limbeck.reporting.run_reader import RunRecord
 from limbeck.reporting.training_sections import loss_plot, pairs, reference_caption, speed, terms
 from limbeck.reporting.training_sections import measured as recorded
@@ -39,6 +40,7 @@ def all_sections(run: RunRecord, controls: Controls | None, control_runs: Sequen
         _precision_recall(run),
         *_mistakes(run),
         _side_by_side(run),
+        made_images(run),
         speed(run),
         pairs(run),
     ]

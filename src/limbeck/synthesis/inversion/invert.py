@@ -15,7 +15,7 @@ from limbeck.synthesis.batchnorm import batchnorm_layers
 from limbeck.synthesis.inversion.abilities import most_heads, why_dense
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
 from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
-from limbeck.synthesis.inversion.deep_inversion import settings_for
+from limbeck.synthesis.inversion.deep_inversion import is_small, settings_for
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan, Term
 from limbeck.synthesis.inversion.sparse import Sparsity, dropping, rebirth
 from limbeck.synthesis.inversion.sparse_presets import SMI_MOMENTS
@@ -48,7 +48,8 @@ class Invert(PixelInversion):
             no moments, beside which it changes nothing but the time.
         diversity: weight of the patches' diversity, of attention where it can be read and otherwise of feature maps;
             "auto" is 1, and 0 beside moments, likewise.
-        tv: weight of the total variation of the unaugmented pictures, in units of MimiQ's.
+        tv: weight of the total variation of the unaugmented pictures, in units of MimiQ's; "auto" is its 2.5e-5, for pictures
+            below 96 pixels ten times that, with which small teachers are surer.
         border: weight of jumps where a transformer's patches meet.
         batchnorm: weight of the BatchNorm statistics; "auto" is DeepInversion's for the pictures' size where the teacher has such
             layers, and 0 elsewhere.
@@ -81,7 +82,7 @@ class Invert(PixelInversion):
         ce: float = 1.0,
         heads: float | Auto = "auto",
         diversity: float | Auto = "auto",
-        tv: float = 2.5e-5,
+        tv: float | Auto = "auto",
         border: float = 0.0,
         batchnorm: float | Auto = "auto",
         moments: float | Auto = "auto",
@@ -103,6 +104,8 @@ class Invert(PixelInversion):
             batchnorm = settings_for(setting.size).r_feature if normed else 0.0
         if moments == "auto":
             moments = 3.0 if known else 0.0
+        if tv == "auto":
+            tv = 2.5e-4 if is_small(setting.size) else 2.5e-5
         if heads == "auto":
             heads = 1.0 if counted > 1 and not moments else 0.0
         if diversity == "auto":

@@ -4,7 +4,7 @@ from typing import Any
 
 import limbeck
 from limbeck.verbs.detection.preparation import DetectionCourse
-from limbeck.verbs.model_card import origin_lines, some
+from limbeck.verbs.model_card import learned_from, origin_lines, some
 
 
 def model_card(course: DetectionCourse, summary: dict[str, Any]) -> str:
@@ -19,7 +19,7 @@ def model_card(course: DetectionCourse, summary: dict[str, Any]) -> str:
     lines = [
         f"# {student.facts.name}" + (f", distilled from {teacher.facts.name}" if teacher is not None else ""),
         "",
-        f"Made with limbeck {limbeck.__version__} from `{recipe.data}`.",
+        f"Made with limbeck {limbeck.__version__} " + learned_from(recipe),
         "",
         "## What it is",
         "",
