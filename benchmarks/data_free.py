@@ -61,6 +61,7 @@ def main() -> None:
     cells.add_argument("--teacher", help="a finished run; default: trained here")
     cells.add_argument("--teacher_epochs", type=int, default=40)
     cells.add_argument("--ways", nargs="+", help="instead of the pair's list; with options in parentheses as usual")
+    cells.add_argument("--statistics", help="the teacher's token moments, for ways that use them; cells named apart")
     cells.add_argument("--methods", nargs="+", default=["kd"], help="how the student learns from the images")
     cells.add_argument("--count", type=int, default=1000, help="images that are made before training")
     cells.add_argument(
@@ -161,9 +162,10 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
         values |= {"data": "none", "synthesis": text, "synthetic_images": budget // options.epochs}
         values |= {"synthesis_batch_size": options.batch_size}
         return [Cell(folder, limbeck.distill, recipe(options, data, options.epochs) | values, needs=(teacher,))]
-    images = options.out / "images" / slug(way)
+    images = options.out / "images" / (slug(way) + ("_statistics" if options.statistics else ""))
     values |= {"data": str(images)}
     making = {"teacher": str(teacher), "method": text, "count": options.count, "batch_size": 100}
+    making |= {"statistics": options.statistics}
     return [
         Cell(images, limbeck.synthesize, making, needs=(teacher,)),
         Cell(folder, limbeck.distill, recipe(options, data, budget // options.count) | values, needs=(teacher, images)),
