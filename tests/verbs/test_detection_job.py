@@ -253,3 +253,42 @@ def write_coco(folder: Path, names: tuple[str, ...], *, masks: bool = True) -> N
         annotations.append(annotation)
     categories = [{"id": place, "name": name} for place, name in enumerate(names, start=1)]
     (folder / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+
+
+SCENES = "scenes(iterations=4, low_iterations=4, low_side=32, adapt_every=2)"
+
+
+def test_scenes_are_made_and_learned_from(teacher: Run, tmp_path: Path) -> None:
+    made = limbeck.synthesize(
+        teacher=str(teacher.path),
+        task="detection",
+        method=SCENES,
+        count=4,
+        batch_size=2,
+        size=64,
+        out=str(tmp_path / "made"),
+    )
+    scenes = open_scenes(str(made))
+    assert len(scenes.train) == 4 and scenes.has_masks
+    run = distil(teacher, tmp_path / "run", data=str(made), val_data=DATA)
+    assert run.recipe["val_data"] == DATA
+    evaluated = limbeck.evaluate(str(run.path), accelerator="cpu", num_workers=0)
+    assert evaluated["bbox"]["ap"] == pytest.approx(run.summary["scores"]["student"]["bbox"]["ap"], nan_ok=True)
+
+
+def test_without_data_the_scenes_are_made_in_the_run(teacher: Run, tmp_path: Path) -> None:
+    run = distil(teacher, tmp_path / "run", data="none", synthesis=SCENES, synthetic_images=2, report=True)
+    assert len(open_scenes(str(run.path / "synthetic")).train) == 2
+    assert run.recipe["synthesis"] == SCENES
+    assert "The images that were made" in run.report_file.read_text()
+    with pytest.raises(UserError, match="distilled without data"):
+        limbeck.evaluate(str(run.path), accelerator="cpu")
+
+
+def test_classifiers_ways_make_no_scenes(teacher: Run, tmp_path: Path) -> None:
+    for verb, options in ((limbeck.synthesize, {"method": "invert"}), (limbeck.distill, {"synthesis": "invert"})):
+        values = {"teacher": str(teacher.path), "task": "detection", "out": str(tmp_path / "made")} | options
+        if verb is limbeck.distill:
+            values |= {"student": BOXES, "data": "none"}
+        with pytest.raises(UserError, match="no images for --task detection"):
+            verb(**values)
