@@ -32,7 +32,8 @@ class Fast(GrownGenerator):
         g_steps: steps of a batch.
         lr_g: of the clone's Adam; the generator's is g_steps times as large.
         lr_z: of the latent vectors.
-        bn: weight of the distance of BatchNorm statistics.
+        bn: weight of the distance of BatchNorm statistics. Where that distance stays large (see `log`), as for a teacher of
+            MNIST, the published weight drowns the class loss, and 1 serves better.
         oh: weight of the class loss; published 0.4 to 0.5.
         adv: weight of the disagreement with a student; published 1.0 to 1.33.
         prior: weight of each stand-in where the teacher has no BatchNorm (ours).
