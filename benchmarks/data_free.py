@@ -160,7 +160,7 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
     online = any(spec.moment == "during" or ".generators." in spec.path for spec in parse_synthesis(text))
     if online or "adi" in way:
         values |= {"data": "none", "synthesis": text, "synthetic_images": budget // options.epochs}
-        values |= {"synthesis_batch_size": options.batch_size}
+        values |= {"synthesis_batch_size": options.batch_size, "statistics": options.statistics}
         return [Cell(folder, limbeck.distill, recipe(options, data, options.epochs) | values, needs=(teacher,))]
     images = options.out / "images" / (slug(way) + ("_statistics" if options.statistics else ""))
     values |= {"data": str(images)}
