@@ -145,9 +145,9 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
     """The cells of one way: the images, where they are made before training, and the student."""
     text = with_options(options, way)
     budget = options.updates * options.batch_size
-    folder = (
-        options.out / "cells" / "_".join(filter(None, (slug(way), "" if method == "kd" else slug(method), str(seed))))
-    )
+    name = slug(way) + ("_statistics" if options.statistics else "") + ("_cutmix" if options.cutmix else "")
+    name += "" if method == "kd" else f"_{slug(method)}"
+    folder = options.out / "cells" / f"{name}_{seed}"
     values = {
         "teacher": str(teacher),
         "student": PAIRS[options.pair]["student"],
