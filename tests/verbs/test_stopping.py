@@ -182,3 +182,25 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(teacher_run: Run, tmp_path: 
     assert "last.ckpt" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(out.rglob("*.partial"))
+
+
+def test_killed_between_two_epochs_it_goes_on_with_the_second_ones_batches(
+    teacher_run: Run, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import limbeck.training.fit
+    from limbeck.training.checkpoints import Checkpoints
+
+    class DiesAfterAnEpoch(Checkpoints):
+        def on_train_epoch_end(self, *values: Any) -> None:
+            super().on_train_epoch_end(*values)
+            raise RuntimeError("no power")
+
+    values = tiny | {"model": "limbeck:resnet8", "input_size": 8, "epochs": 2, "batch_size": 256, "report": False}
+    whole = limbeck.train(out=str(tmp_path / "whole"), **values)
+    monkeypatch.setattr(limbeck.training.fit, "Checkpoints", DiesAfterAnEpoch)
+    with pytest.raises(RuntimeError, match="no power"):
+        limbeck.train(out=str(tmp_path / "killed"), **values)
+    monkeypatch.undo()
+    resumed = limbeck.train(out=str(tmp_path / "killed"), resume=True, **values)
+    first, second = weights(whole.path), weights(resumed.path)
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -73,9 +74,9 @@ def fit(
     if recipe.compile:
         distiller.compile()
     resume_from = run.last_checkpoint if recipe.resume else None
+    step = _take_up(train_loader, resume_from, recipe.epochs) if resume_from else -1
     if process_rank() == 0:
         os.environ["LIMBECK_RUN_FOLDER"] = str(run.path.resolve())
-        step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"] if resume_from else -1
         module.records = Records(run.metrics_file, upto_step=step)
     callbacks: list[lightning.Callback] = [Checkpoints(run, recipe.checkpoint_steps, recipe.accumulate)]
     if recipe.progress:
@@ -106,6 +107,18 @@ def fit(
     finally:
         os.environ.pop("LIMBECK_RUN_FOLDER", None)
     return module
+
+
+def _take_up(loader: ResumableLoader, checkpoint: Path, epochs: int) -> int:
+    """Set the loader to where the checkpoint's training stood; the updates made by then.
+
+    Lightning does so only where a run stopped within an epoch, and otherwise would begin with the first epoch's batches.
+    """
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    (state,) = kept["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    if state["epoch"] < epochs:
+        loader.load_state_dict(state)
+    return int(kept["global_step"])
 
 
 def _make_loggers(recipe: TrainingRecipe, run: Run) -> list[Logger]:
