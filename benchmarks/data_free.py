@@ -61,7 +61,9 @@ def main() -> None:
     cells.add_argument("--teacher", help="a finished run; default: trained here")
     cells.add_argument("--teacher_epochs", type=int, default=40)
     cells.add_argument("--ways", nargs="+", help="instead of the pair's list; with options in parentheses as usual")
-    cells.add_argument("--statistics", help="the teacher's token moments, for ways that use them; cells named apart")
+    cells.add_argument(
+        "--statistics", default="none", help="the teacher's token moments, for ways that use them; cells named apart"
+    )
     cells.add_argument("--methods", nargs="+", default=["kd"], help="how the student learns from the images")
     cells.add_argument("--count", type=int, default=1000, help="images that are made before training")
     cells.add_argument(
@@ -145,7 +147,7 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
     """The cells of one way: the images, where they are made before training, and the student."""
     text = with_options(options, way)
     budget = options.updates * options.batch_size
-    name = slug(way) + ("_statistics" if options.statistics else "") + ("_cutmix" if options.cutmix else "")
+    name = slug(way) + ("_statistics" if options.statistics != "none" else "") + ("_cutmix" if options.cutmix else "")
     name += "" if method == "kd" else f"_{slug(method)}"
     folder = options.out / "cells" / f"{name}_{seed}"
     values = {
@@ -162,7 +164,7 @@ def made(options: argparse.Namespace, data: Path, way: str, method: str, seed: i
         values |= {"data": "none", "synthesis": text, "synthetic_images": budget // options.epochs}
         values |= {"synthesis_batch_size": options.batch_size, "statistics": options.statistics}
         return [Cell(folder, limbeck.distill, recipe(options, data, options.epochs) | values, needs=(teacher,))]
-    images = options.out / "images" / (slug(way) + ("_statistics" if options.statistics else ""))
+    images = options.out / "images" / (slug(way) + ("_statistics" if options.statistics != "none" else ""))
     values |= {"data": str(images)}
     making = {"teacher": str(teacher), "method": text, "count": options.count, "batch_size": 100}
     making |= {"statistics": options.statistics}

@@ -248,8 +248,8 @@ class SynthesizeRecipe:
         student: [classification] a finished network to disagree with, for ways that can use one; a model's name.
         second: [classification] another network of the same classes whose agreement with the teacher is measured and noted
             in the data card; a model's name.
-        statistics: [classification] a file of the teacher's token moments, from `limbeck statistics`; the one in the
-            teacher's run folder is found without being named.
+        statistics: [classification] a file of the teacher's token moments, from `limbeck statistics`; auto is the one in the
+            teacher's run folder, if there is one; none leaves it alone.
         image_format: of the files; both are lossless.
         accelerator: where to compute.
         seed: of everything random.
@@ -266,7 +266,7 @@ class SynthesizeRecipe:
     batch_size: int | Auto = "auto"
     student: str | None = None
     second: str | None = None
-    statistics: str | None = None
+    statistics: str = "auto"
     image_format: Literal["png", "webp"] = "png"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     seed: int = 0
@@ -338,8 +338,8 @@ class DistillRecipe(TrainingRecipe):
             that an epoch passes over. auto is 10000, for detection 500.
         synthesis_batch_size: [data none] images made together; auto is 64, for generators that go on during training 256, for
             detection 8.
-        statistics: [data none] a file of the teacher's token moments, from `limbeck statistics`; the one in the teacher's run
-            folder is found without being named.
+        statistics: [data none] a file of the teacher's token moments, from `limbeck statistics`; auto is the one in the
+            teacher's run folder, if there is one; none leaves it alone.
     """
 
     teacher: str
@@ -355,7 +355,7 @@ class DistillRecipe(TrainingRecipe):
     synthesis: str = "auto"
     synthetic_images: int | Auto = "auto"
     synthesis_batch_size: int | Auto = "auto"
-    statistics: str | None = None
+    statistics: str = "auto"
 
     def check(self) -> None:
         """As for any training; the expected accuracy is a share, not per cent; options on making images need data none."""
@@ -366,6 +366,8 @@ class DistillRecipe(TrainingRecipe):
             for option in dataclasses.fields(self):
                 if option.name in ONLY_WITHOUT_DATA and getattr(self, option.name) != option.default:
                     raise UserError(f"--{option.name} is for --data none, and the data is {self.data}. Leave one out.")
+        elif self.max_train_images is not None:
+            raise UserError("--max_train_images is for data; how many images are made is --synthetic_images.")
         _require(self, "teacher_accuracy", lambda value: value is None or 0 < value <= 1, "a share between 0 and 1")
         _require(self, "task_weight", lambda value: value == "auto" or value >= 0, "at least 0")
         _require(self, "pseudo_score", lambda value: 0 < value < 1, "between 0 and 1, both excluded")

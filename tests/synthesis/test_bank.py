@@ -186,6 +186,12 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert writer(tmp_path).done(0) == 8  # nothing was touched
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/bank for the images cannot be made: Not a directory.*--out"):
+        writer(tmp_path / "file" / "bank")
+
+
 def test_foreign_folders_are_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"is not empty \(it holds thesis\.tex\)"):

@@ -62,13 +62,13 @@ def test_each_epoch_adds_a_round_and_draws_from_all(resnet_setting: Setting, tmp
     assert sorted(itertools.chain(*seen)) == [1] * 6 + [2] * 6
     loader.set_epoch(1)
     assert 3 <= list(itertools.chain(*shades(loader))).count(3) <= 6
-    assert loader.synthesis.students == [None, resnet_setting.teacher, resnet_setting.teacher]
+    assert loader.pool.synthesis.students == [None, resnet_setting.teacher, resnet_setting.teacher]
 
 
 def test_going_through_an_epoch_twice_adds_nothing(resnet_setting: Setting, tmp_path: Path) -> None:
     loader = make(resnet_setting, tmp_path)
     assert shades(loader) == shades(loader)
-    assert loader.rounds == 2
+    assert loader.pool.rounds == 2
 
 
 def test_a_stopped_run_goes_on_with_the_same_batches(resnet_setting: Setting, tmp_path: Path) -> None:
@@ -79,22 +79,22 @@ def test_a_stopped_run_goes_on_with_the_same_batches(resnet_setting: Setting, tm
     stopped = make(resnet_setting, tmp_path / "stopped")
     first = shades(stopped)
     stopped.batches_done = 2
-    state = stopped.state_dict()
     again = make(resnet_setting, tmp_path / "stopped")
-    again.load_state_dict(state)
+    again.pool.load_state_dict(stopped.pool.state_dict())
+    again.load_state_dict(stopped.state_dict())
     assert first[:2] + shades(again) == expected[0]
     again.set_epoch(1)
     assert shades(again) == expected[1]
-    assert again.synthesis.students == [resnet_setting.teacher]  # earlier rounds were read, not made again
+    assert again.pool.synthesis.students == [resnet_setting.teacher]  # earlier rounds were read, not made again
 
 
 def test_a_round_that_was_deleted_is_missed(resnet_setting: Setting, tmp_path: Path) -> None:
     loader = make(resnet_setting, tmp_path)
     shades(loader)
-    state = loader.state_dict()
+    state = loader.pool.state_dict()
     (tmp_path / "round_00001.npz").unlink()
     with pytest.raises(UserError, match="round_00001"):
-        make(resnet_setting, tmp_path).load_state_dict(state)
+        make(resnet_setting, tmp_path).pool.load_state_dict(state)
 
 
 def test_pictures_made_before_keep_their_share_of_every_batch(resnet_setting: Setting, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Token moments: exact in any cut into batches, whole on disk, refused for another network; and the terms made of them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_moments_of_another_network_are_refused(model: VisionModel, moments: Moments) -> None:
     check(moments, model)
     other = load_model("limbeck:resnet8", pretrained=False, num_classes=3)
-    with pytest.raises(UserError, match=r"another network .*limbeck statistics --model"):
+    with pytest.raises(UserError, match=r"another network .*limbeck statistics limbeck:resnet8$"):
         check(moments, other)
     torch.manual_seed(1)
     retrained = load_model("test_vit", pretrained=False, num_classes=3, input_size=(32, 32))
@@ -169,6 +170,14 @@ def test_the_term_is_nothing_on_the_training_images_and_grows_away_from_them(
     (gradient,) = torch.autograd.grad(far, strange)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
+
+
+def test_moments_of_pictures_of_another_size_are_used_and_spoken_of(model: VisionModel, moments: Moments) -> None:
+    assert TokenMoments(model, moments).notes == ClassMeans(model, moments).notes == ()
+    elsewhere = dataclasses.replace(moments, view_size=(48, 40))
+    for prior in (TokenMoments(model, elsewhere), ClassMeans(model, elsewhere)):
+        (note,) = prior.notes
+        assert "collected at 48 x 40 pixels, and test_vit now reads 32 pixels" in note
 
 
 def test_some_levels_only(model: VisionModel, moments: Moments) -> None:

@@ -97,6 +97,55 @@ ONLINE = {
 }
 
 
+class DiesAfterAnEpoch(Checkpoints):
+    """As if the power went off while the second epoch begins."""
+
+    def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+        super().on_train_epoch_end(trainer, *args)
+        raise RuntimeError("no power")
+
+
+@pytest.mark.parametrize("way", ["fast", "dafl"])
+def test_killed_between_epochs_it_goes_on_the_same_and_once_finished_stays_as_it_is(
+    way: str, teacher_run: Run, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = options(tiny, data="none", synthesis=ONLINE[way], synthetic_images=64, epochs=2)
+    values |= {"teacher": str(teacher_run.path), "synthesis_batch_size": 8}
+    whole = limbeck.distill(out=str(tmp_path / "whole"), **values)
+    monkeypatch.setattr(limbeck.training.fit, "Checkpoints", DiesAfterAnEpoch)
+    with pytest.raises(RuntimeError, match="no power"):
+        limbeck.distill(out=str(tmp_path / "killed"), **values)
+    monkeypatch.undo()
+    resumed = limbeck.distill(out=str(tmp_path / "killed"), resume=True, **values)
+    first, second = (load_file(run.path / "student.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    before = {path: path.read_bytes() for path in (resumed.path / "synthetic").rglob("*.*") if path.is_file()}
+    again = limbeck.distill(out=str(tmp_path / "killed"), resume=True, **values)
+    assert before == {path: path.read_bytes() for path in (again.path / "synthetic").rglob("*.*") if path.is_file()}
+    third = load_file(again.path / "student.safetensors")
+    assert all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_a_start_after_a_failed_one_makes_its_own_images(
+    teacher_run: Run, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import limbeck.verbs.course
+
+    def fails(*_values: Any) -> None:
+        raise RuntimeError("no power")
+
+    values = options(tiny, data="none", epochs=1, teacher=str(teacher_run.path), out=str(tmp_path / "run"))
+    monkeypatch.setattr(limbeck.verbs.course, "fit", fails)
+    with pytest.raises(RuntimeError, match="no power"):
+        limbeck.distill(synthesis="noise", synthetic_images=32, **values)
+    monkeypatch.undo()
+    run = limbeck.distill(synthesis="fractals", synthetic_images=48, **values)
+    made = open_data(str(run.path / "synthetic"))
+    assert len(made.train) == 48 and made.record["sources"] == ["fractals"]
+    record = yaml.safe_load((run.path / "provenance.yaml").read_text())["data"]["made"]
+    assert record["images"] == 48 and record["sources"] == ["fractals"]
+
+
 @pytest.mark.parametrize("way", ONLINE)
 def test_stopped_and_resumed_it_ends_bit_for_bit_the_same(
     way: str, teacher_run: Run, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -174,6 +223,7 @@ def test_statistics_are_saved_with_the_teacher_and_found_again(
         ({"data": "none", "synthesis": "fast+dafl"}, "Only one way"),
         ({"data": "none", "synthesis": "noise", "devices": 2, "synthetic_images": 0}, "at least 1"),
         ({"data": "none", "synthesis": "zskt", "devices": 2}, "one device only"),
+        ({"data": "none", "max_train_images": 5}, "--synthetic_images"),
         ({"data": "none", "synthesis": "noise(sigma=1)"}, "no option 'sigma'"),
         ({"data": "none", "statistics": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
     ],
@@ -183,6 +233,19 @@ def test_wrong_uses_are_named(
 ) -> None:
     with pytest.raises((UserError, FileNotFoundError), match=words):
         limbeck.distill(teacher=str(teacher_run.path), out=str(tmp_path / "run"), **options(tiny, **changes))
+
+
+def test_too_small_a_pool_is_said(
+    teacher_run: Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number, file in enumerate(sorted(photos.rglob("*.png"))[:3]):
+        (few / f"{number}.png").write_bytes(file.read_bytes())
+    limbeck.synthesize(
+        teacher=str(teacher_run.path), method=f"pool(images='{few}')", count=8, out=str(tmp_path / "made")
+    )
+    assert "3 pictures instead of 8" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_needs_a_learning_student_cannot_be_made_before(teacher_run: Run, tmp_path: Path) -> None:

@@ -265,18 +265,19 @@ def _take_subset(data: DataSet, size: int, seed: int) -> None:
 def _describe(data: DataSet) -> None:
     """Record what depends on the final choice of images: counts and the size."""
     record = data.record
-    record["train_images"] = len(data.train)
+    if len(data.train):  # those to come are counted when they are made
+        record["train_images"] = len(data.train)
     record["val_images"] = 0 if data.val is None else len(data.val)
     if data.class_names is not None:
         splits = {"train": data.train, "val": data.val}
         counts = {
             key: _class_counts(s, data.class_names)
             for key, s in splits.items()
-            if s is not None and s.labels is not None
+            if s is not None and s.labels is not None and len(s)
         }
         record["class_counts"] = counts
         unseen = [name for name, count in counts.get("train", {}).items() if count == 0]
-        if unseen and len(data.train):
+        if unseen:
             data.notes.append(f"{len(unseen)} classes have no training image: {', '.join(unseen[:5])}.")
     record["native_size"] = list(data.native_size)
 

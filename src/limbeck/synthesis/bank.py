@@ -29,16 +29,17 @@ from torch import Tensor
 
 import limbeck
 from limbeck.data.folder import FolderSource
-from limbeck.data.names import SYNTHESIS_FILE
+from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE
 from limbeck.data.synthetic import FORMAT_VERSION
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.base import VisionModel
 from limbeck.models.weights import file_hash, weights_hash
+from limbeck.recipe import differences
 from limbeck.synthesis.bank_sheet import draw_sheet
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.data_card import data_card
-from limbeck.synthesis.journal import Row, open_journal, write_or_explain
+from limbeck.synthesis.journal import Row, flat, open_journal, write_or_explain
 from limbeck.synthesis.names import SynthesisSpec
 from limbeck.synthesis.quality import mean_confidence, measure, read_as_asked
 
@@ -96,7 +97,7 @@ class BankWriter:
         if (self.folder / SYNTHESIS_FILE).is_file():
             raise UserError(f"{folder} already holds finished synthetic images. Choose another folder.")
         self.folders = class_folders(setting.num_classes, names)
-        self.journal = open_journal(self.folder, self._recipe(counts))
+        self.journal = open_journal(self.folder, recipe_of(setting, self.sources, counts, image_format))
         self._remove_unrecorded()
         self._since = time.perf_counter()
 
@@ -197,24 +198,6 @@ class BankWriter:
         self.journal.remove()
         return record
 
-    def _recipe(self, counts: Sequence[int]) -> dict[str, Any]:
-        """Plain values from which the pictures follow, as far as they are known here."""
-        setting = self.setting
-        return {
-            "format_version": FORMAT_VERSION,
-            "task": "classification",
-            "sources": [{"text": str(spec), "count": count} for spec, count in zip(self.sources, counts, strict=True)],
-            "teacher": of_network(setting.teacher),
-            "student": None if setting.student is None else of_network(setting.student),
-            "statistics_sha256": None if setting.statistics is None else file_hash(Path(setting.statistics)),
-            "num_classes": setting.num_classes,
-            "class_names": None if setting.class_names is None else list(setting.class_names),
-            "size": list(setting.size),
-            "batch_size": setting.batch_size,
-            "seed": setting.seed,
-            "image_format": self.image_format,
-        }
-
     def _remove_unrecorded(self) -> None:
         """Files of a batch during which an earlier call was stopped: they are made again, perhaps with another label."""
         kept = {row["file"] for row in self.journal.rows}
@@ -263,6 +246,40 @@ class BankWriter:
             }
             found.append({**asked_for, "name": spec.name, "options": spec.options, **numbers})
         return found
+
+
+def recipe_of(
+    setting: Setting, sources: Sequence[SynthesisSpec], counts: Sequence[int], image_format: str = "png"
+) -> dict[str, Any]:
+    """Plain values from which the pictures follow, as far as they are known here."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": "classification",
+        "sources": [{"text": str(spec), "count": count} for spec, count in zip(sources, counts, strict=True)],
+        "teacher": of_network(setting.teacher),
+        "student": None if setting.student is None else of_network(setting.student),
+        "statistics_sha256": None if setting.statistics is None else file_hash(Path(setting.statistics)),
+        "num_classes": setting.num_classes,
+        "class_names": None if setting.class_names is None else list(setting.class_names),
+        "size": list(setting.size),
+        "batch_size": setting.batch_size,
+        "seed": setting.seed,
+        "image_format": image_format,
+    }
+
+
+def is_of_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a folder's pictures, finished or begun, are those of a recipe (see `recipe_of`), or there are none."""
+    finished, begun = folder / SYNTHESIS_FILE, folder / PARTIAL_FILE
+    if finished.is_file():
+        record = json.loads(finished.read_bytes())
+    elif begun.is_file():
+        record = json.loads(begun.read_bytes().partition(b"\n")[0])
+    else:
+        return True
+    kept = {key: record.get(key) for key in recipe}
+    kept["sources"] = [{"text": one["text"], "count": one["count"]} for one in record["sources"]]
+    return not differences(flat(kept), flat(json.loads(json.dumps(recipe))))
 
 
 def class_folders(num_classes: int, class_names: Sequence[str] | None) -> list[str]:

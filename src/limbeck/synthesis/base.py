@@ -7,7 +7,7 @@ where it optimises in the teacher's own space.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.models.base import VisionModel
+from limbeck.synthesis.pace import Pace
 from limbeck.training.randomness import seed_everything
 
 
@@ -32,6 +33,7 @@ class Setting:
         class_names: in label order; None where nobody recorded any.
         student: a finished network to disagree with; None without. (One that learns is given to `grow` and `learn`.)
         statistics: a file of the teacher's token moments (see `limbeck statistics`); None without.
+        say: takes a line for a person about what takes long; None says nothing. The pictures do not depend on it.
     """
 
     teacher: VisionModel
@@ -41,6 +43,7 @@ class Setting:
     class_names: tuple[str, ...] | None = None
     student: VisionModel | None = None
     statistics: str | None = None
+    say: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for model in (self.teacher, self.student):
@@ -113,6 +116,7 @@ class Synthesis(ABC):
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.notes: list[str] = []
+        self._pace = Pace(setting.say)
 
     @abstractmethod
     def make(self, count: int, done: int = 0) -> Iterator[Made]:
@@ -129,6 +133,16 @@ class Synthesis(ABC):
     def log(self) -> dict[str, float]:
         """Numbers about the last batch or step (losses by name), for metrics; empty before it."""
         return {}
+
+    def tell(self, what: str, step: int, steps: int) -> None:
+        """Say how far something long is, with `log`, where the setting has a listener and every few seconds only.
+
+        Args:
+            what: as it goes on after "left of": "these 64 pictures".
+            step: that is over, counted from 1.
+            steps: in all.
+        """
+        self._pace.tell(what, step, steps, self.log)
 
     @contextmanager
     def seeded(self, *parts: int | str) -> Iterator[None]:

@@ -78,13 +78,19 @@ def shares_of(count: int, specs: Sequence[SynthesisSpec]) -> list[int]:
     return counts
 
 
-def statistics_file(teacher: str, asked: str | None) -> str | None:
-    """The file of the teacher's token moments: the one asked for, else the one in its run's folder, else none.
+def statistics_file(teacher: str, asked: str) -> str | None:
+    """The file of the teacher's token moments.
+
+    Args:
+        teacher: the name it was opened by.
+        asked: a file; "auto" is the one in the teacher's run folder, if there is one; "none" is none.
 
     Raises:
         FileNotFoundError: the file asked for does not exist.
     """
-    if asked is not None:
+    if asked == "none":
+        return None
+    if asked != "auto":
         if not Path(asked).is_file():
             raise FileNotFoundError(f"The statistics file {asked} does not exist. `limbeck statistics` writes one.")
         return asked

@@ -22,6 +22,7 @@ from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import GrownSynthesis
+from limbeck.tasks.classification import ClassificationTask
 
 
 class PoolSource(ImageSource):
@@ -105,14 +106,12 @@ def _draw(start: int, stop: int, count: int, generator: torch.Generator) -> Tens
     return start + drawn[:count]
 
 
-class GrowingLoader(ResumableLoader):
-    """Batches of views of a pool, to which each epoch's first batch adds a round.
+class GrowingPool:
+    """A pool and what makes its rounds, each of which is kept in a file.
 
     Args:
         synthesis: makes the rounds.
-        source: the pool.
-        sampler: over it.
-        dataset: views of it.
+        source: the pictures.
         student: the network that learns.
         folder: where the rounds are kept.
         say: tells the user about each round.
@@ -125,15 +124,11 @@ class GrowingLoader(ResumableLoader):
         self,
         synthesis: GrownSynthesis,
         source: PoolSource,
-        sampler: PoolSampler,
-        dataset: ViewDataset,
         *,
         student: VisionModel,
         folder: Path,
         say: Callable[[str], None],
     ) -> None:
-        # The pool grows in this process; others would go on with what it was.
-        super().__init__(dataset, sampler, num_workers=0, pin_memory=torch.cuda.is_available())
         self.synthesis = synthesis
         self.source = source
         self.student = student
@@ -141,13 +136,22 @@ class GrowingLoader(ResumableLoader):
         self.say = say
         self.rounds = 0
 
+    def grow_for(self, epoch: int) -> None:
+        """Add the rounds that are due before an epoch, counted from 0."""
+        while self.rounds < self.synthesis.warmup_rounds + epoch + 1:
+            self._grow()
+
     def state_dict(self) -> dict[str, Any]:
-        """Also the rounds in the pool and what the next one depends on."""
-        return {**super().state_dict(), "rounds": self.rounds, "synthesis": self.synthesis.state_dict()}
+        """How many rounds there are, and what the next one depends on."""
+        return {"rounds": self.rounds, "synthesis": self.synthesis.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Also read the rounds again that the pool had."""
-        super().load_state_dict(state)
+        """Read the rounds again that the pool had.
+
+        Raises:
+            UserError: a round's file is missing.
+        """
+        assert self.rounds == 0
         self.synthesis.load_state_dict(state["synthesis"])
         for number in range(int(state["rounds"])):
             file = self._file(number)
@@ -156,12 +160,6 @@ class GrowingLoader(ResumableLoader):
             with np.load(file) as arrays:
                 self.source.add(arrays["images"], arrays["labels"])
         self.rounds = int(state["rounds"])
-
-    def __iter__(self) -> Any:
-        wanted = self.synthesis.warmup_rounds + self.epoch_sampler.epoch + 1
-        while self.rounds < wanted:
-            self._grow()
-        return super().__iter__()
 
     def _grow(self) -> None:
         warming = self.rounds < self.synthesis.warmup_rounds
@@ -180,6 +178,49 @@ class GrowingLoader(ResumableLoader):
 
     def _file(self, number: int) -> Path:
         return self.folder / f"round_{number:05d}.npz"
+
+
+class GrowingLoader(ResumableLoader):
+    """Batches of views of a pool, to which each epoch's first batch adds a round.
+
+    Args:
+        pool: what grows.
+        sampler: over it.
+        dataset: views of it.
+    """
+
+    def __init__(self, pool: GrowingPool, sampler: PoolSampler, dataset: ViewDataset) -> None:
+        # The pool grows in this process; others would go on with what it was.
+        super().__init__(dataset, sampler, num_workers=0, pin_memory=torch.cuda.is_available())
+        self.pool = pool
+
+    def __iter__(self) -> Any:
+        self.pool.grow_for(self.epoch_sampler.epoch)
+        return super().__iter__()
+
+
+class GrowingTask(ClassificationTask):
+    """Classification that keeps a pool's state in the checkpoint.
+
+    (Lightning restores a loader's own state only where a run stopped within an epoch.)
+
+    Args:
+        num_classes: K.
+        pool: whose state is kept.
+        options: of `ClassificationTask`.
+    """
+
+    def __init__(self, num_classes: int, pool: GrowingPool, **options: Any) -> None:
+        super().__init__(num_classes, **options)
+        self.pool = pool
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pool's."""
+        return self.pool.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The pool's."""
+        self.pool.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -220,4 +261,4 @@ def make_growing_loader(
     source = PoolSource(before)
     sampler = PoolSampler(source, length, seed=seed, batch_size=batch_size, share_before=share_before)
     views = ViewDataset(source, train_view(options, view_size, data.native_size, data.name), seed)
-    return GrowingLoader(synthesis, source, sampler, views, student=student, folder=folder, say=say)
+    return GrowingLoader(GrowingPool(synthesis, source, student=student, folder=folder, say=say), sampler, views)

@@ -72,12 +72,12 @@ def open_journal(folder: Path, recipe: dict[str, Any]) -> Journal:
         recipe: plain values from which the pictures follow.
 
     Raises:
-        UserError: the folder holds something else, or pictures of another recipe.
+        UserError: the folder cannot be made, holds something else, or pictures of another recipe.
     """
     recipe = json.loads(json.dumps(recipe))
     journal = Journal(folder, recipe, [], [], 0.0)
     if not journal.file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if other := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
             raise UserError(
                 f"{folder} is not empty (it holds {', '.join(other[:3])}{' and more' if other[3:] else ''}), and no images were "
@@ -88,15 +88,11 @@ def open_journal(folder: Path, recipe: dict[str, Any]) -> Journal:
         return journal
     lines = journal.file.read_bytes().split(b"\n")[:-1]  # what follows the last line's end was cut off
     before = _parse(lines[0] if lines else b"", journal.file)
-    if changed := differences(_flat(before), _flat(recipe)):
-        raise UserError(
-            f"{folder} holds images that were begun with another recipe ({'; '.join(changed)}). Give the same options to go on "
-            "with them, choose another folder, or empty this one."
-        )
+    require_same(folder, before, recipe)
     kept = len(lines[0]) + 1
     for line in lines[1:]:
         batch = _parse(line, journal.file)
-        if not all(_is_there(folder / row["file"], row["bytes"]) for row in batch["rows"]):
+        if not all(is_there(folder / row["file"], row["bytes"]) for row in batch["rows"]):
             break
         journal.rows += batch["rows"]
         logits = np.frombuffer(base64.b64decode(batch["logits"]), dtype=np.float32)
@@ -105,6 +101,43 @@ def open_journal(folder: Path, recipe: dict[str, Any]) -> Journal:
         kept += len(line) + 1
     os.truncate(journal.file, kept)
     return journal
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for pictures, and those above it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} for the images cannot be made: {error.strerror}. Choose another with --out."
+        ) from error
+
+
+def require_same(folder: Path, before: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuse to go on with pictures of another recipe; a network may be called otherwise, or lie elsewhere.
+
+    Args:
+        folder: of the pictures.
+        before: the recipe with which they were begun.
+        recipe: that of now, as it comes back from JSON.
+
+    Raises:
+        UserError: they differ; the message names where.
+    """
+    if changed := differences(flat(before), flat(recipe)):
+        raise UserError(
+            f"{folder} holds images that were begun with another recipe ({'; '.join(changed)}). Give the same options to go on "
+            "with them, choose another folder, or empty this one."
+        )
+
+
+def is_there(path: Path, length: int) -> bool:
+    """Whether a file is there with so many bytes: one that was being written when the power went has fewer."""
+    return path.is_file() and path.stat().st_size == length
 
 
 def write_or_explain(path: Path, content: bytes, *, append: bool = False) -> None:
@@ -138,19 +171,15 @@ def _parse(line: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def _is_there(path: Path, length: int) -> bool:
-    return path.is_file() and path.stat().st_size == length
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested values by their paths, without what a network is merely called."""
     if isinstance(value, dict) and value:
         inner = {key: one for key, one in value.items() if not ("weights_sha256" in value and key in _FREE)}
         return {
             path: one
             for key, part in inner.items()
-            for path, one in _flat(part, f"{name}.{key}" if name else key).items()
+            for path, one in flat(part, f"{name}.{key}" if name else key).items()
         }
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        return {path: one for i, part in enumerate(value) for path, one in _flat(part, f"{name}[{i}]").items()}
+        return {path: one for i, part in enumerate(value) for path, one in flat(part, f"{name}[{i}]").items()}
     return {name: value}

@@ -7,6 +7,7 @@ mean of that vector (after Dream Distillation, Bhardwaj et al. 2019, arXiv:1905.
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +232,7 @@ def check(moments: Moments, model: VisionModel) -> None:
         expected[FINAL] = model.facts.final.channels
     expected[POOLED] = model.facts.pooled_channels
     given = {name: len(moment.mean) for name, moment in moments.levels.items()}
-    remedy = f"Collect them for this network: limbeck statistics --model {model.facts.name}"
+    remedy = f"Collect them for this network: limbeck statistics {shlex.quote(model.facts.name)}"
     if given != expected:
         names = [name for name in {**expected, **given} if given.get(name) != expected.get(name)]
         first = names[0]
@@ -244,6 +245,21 @@ def check(moments: Moments, model: VisionModel) -> None:
             f"The token moments were collected for other weights ({moments.model}, SHA-256 {moments.weights_sha256[:12]}...) "
             f"than those of {model.facts.name}. {remedy}"
         )
+
+
+def size_notes(moments: Moments, model: VisionModel) -> tuple[str, ...]:
+    """A sentence where a network now reads pictures of another size than those from which its moments come."""
+    if moments.view_size == tuple(model.facts.input_size):
+        return ()
+    return (
+        f"Statistics were collected at {_pixels(moments.view_size)}, and {model.facts.name} now reads "
+        f"{_pixels(model.facts.input_size)}: what it computes there may differ.",
+    )
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{height} pixels" if height == width else f"{height} x {width} pixels"
 
 
 def _channels(count: int | None) -> str:

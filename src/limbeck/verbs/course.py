@@ -8,7 +8,7 @@ from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import measure, predict_logits
 from limbeck.training.fit import fit
 from limbeck.verbs import results, screen
-from limbeck.verbs.preparation import Course, prepare, train_loader, training_task, val_loader
+from limbeck.verbs.preparation import Course, prepare, record_data, train_loader, training_task, val_loader
 from limbeck.verbs.teacher_check import require_plausible
 
 
@@ -23,10 +23,11 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     _check_teacher(course)
     _show_pairs(course)
     if course.images is not None:
-        course.images.make_before(course.data)
-    task = training_task(course)
-    task.teacher_logits = course.teacher_logits
+        course.images.make_before(course.data, resume=recipe.resume)
+        record_data(run, course.data.record)
     loader = train_loader(course)
+    task = training_task(course, loader)
+    task.teacher_logits = course.teacher_logits
     module = fit(course.distiller, task, recipe, run, loader, val_loader(course, rank_share=True))
     if not module.trainer.is_global_zero:
         return run

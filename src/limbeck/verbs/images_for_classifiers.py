@@ -7,6 +7,7 @@ from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.models.door import load_model
 from limbeck.recipe import SynthesizeRecipe
+from limbeck.synthesis.base import GrownSynthesis
 from limbeck.synthesis.build import choose_synthesis
 from limbeck.synthesis.names import parse_synthesis
 from limbeck.training.fit import choose_accelerator, main_device
@@ -33,6 +34,11 @@ def make_images(recipe: SynthesizeRecipe, folder: Path) -> Path:
     )
     ways = build_ways(specs, setting)
     screen.notes(notes_of(specs, ways))
+    for spec, way in zip(specs, ways, strict=True):
+        if isinstance(way, GrownSynthesis) and way.reads_student and setting.student is None:
+            screen.notes(
+                [f"{spec.name}: there is no student, so its terms that puzzle one are left out (--student names one)."]
+            )
     fill_folder(
         folder,
         specs,
@@ -62,7 +68,9 @@ def _second(recipe: SynthesizeRecipe, teacher: VisionModel) -> VisionModel | Non
 
 def _command(recipe: SynthesizeRecipe, method: str) -> str:
     options = {"teacher": recipe.teacher, "method": method, "count": recipe.count, "seed": recipe.seed}
-    for name in ("size", "batch_size", "student", "statistics"):
+    for name in ("size", "teacher_size", "batch_size", "student", "second", "statistics"):
         if getattr(recipe, name) not in ("auto", None):
             options[name] = getattr(recipe, name)
+    if recipe.image_format != SynthesizeRecipe.image_format:
+        options["image_format"] = recipe.image_format
     return "limbeck synthesize " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())

@@ -22,7 +22,7 @@ def make_setting(
     batch_size: int,
     seed: int,
     student: str | None = None,
-    statistics: str | None = None,
+    statistics: str = "auto",
 ) -> Setting:
     """What every way of making images is given.
 
@@ -32,7 +32,7 @@ def make_setting(
         batch_size: pictures made together.
         seed: of everything random.
         student: name of a finished network to disagree with.
-        statistics: file of token moments.
+        statistics: file of token moments, "auto" or "none"; see `statistics_file`.
 
     Raises:
         UserError: the student knows other classes.
@@ -52,6 +52,7 @@ def make_setting(
         class_names=class_names_of(teacher_name),
         student=opened,
         statistics=statistics_file(teacher_name, statistics),
+        say=screen.say,
     )
 
 
@@ -65,7 +66,7 @@ def fill_folder(
     image_format: str = "png",
     second: VisionModel | None = None,
     command: str | None = None,
-) -> None:
+) -> list[str]:
     """Make `count` pictures and write them, going on where an earlier, stopped call with the same recipe left off.
 
     Args:
@@ -78,15 +79,19 @@ def fill_folder(
         second: another network whose agreement is measured.
         command: for the data card.
 
+    Returns:
+        What the user should know of each way; what became known on the way is said.
+
     Raises:
         UserError: the folder holds something else, or a way cannot make pictures without a learning student.
     """
     for spec, way in zip(specs, ways, strict=True):
-        if way.needs_learning_student:
+        if way.needs_learning_student and setting.student is None:
             raise UserError(
-                f"{spec.name} makes its images against a student that learns at the same time. Use it with `limbeck distill "
-                f"--data none --synthesis {spec.name}`, or make images with another way."
+                f"{spec.name} makes its images against a student. Use it with `limbeck distill --data none --synthesis "
+                f"{spec.name}`, where one learns at the same time, name a finished one with --student, or take another way."
             )
+    known = notes_of(specs, ways)
     began = time.perf_counter()
     counts = shares_of(count, specs)
     writer = BankWriter(folder, setting, list(specs), counts=counts, image_format=image_format, command=command)
@@ -100,11 +105,15 @@ def fill_folder(
             pace = (time.perf_counter() - started) / (done - first)
             losses = ", ".join(f"{name} {value:.3g}" for name, value in way.log().items())
             screen.say(f"  {done}/{own}, {pace:.2f} s an image, about {pace * (own - done):.0f} s left. {losses}")
-    writer.finish(seconds=time.perf_counter() - began, second=second, notes=notes_of(specs, ways))
+    notes = notes_of(specs, ways)
+    screen.notes(note for note in notes if note not in known)
+    screen.say("Measuring and describing the images.")
+    writer.finish(seconds=time.perf_counter() - began, second=second, notes=notes)
+    return notes
 
 
 def build_ways(specs: Sequence[SynthesisSpec], setting: Setting) -> list[Synthesis]:
-    """Every way of a list.
+    """Every way of a list; one that would puzzle a student says that there is none.
 
     Raises:
         UserError: an option is wrong, or a way refuses this teacher.

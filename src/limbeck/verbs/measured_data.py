@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.data.base import DataSet
 from limbeck.data.door import median_size, open_data, open_validation
 from limbeck.data.loader import make_val_loader
+from limbeck.data.measured_on import are_numbers
 from limbeck.data.options import ViewOptions
 from limbeck.data.split import spread
 from limbeck.errors import UserError
@@ -93,7 +94,9 @@ def _require_known_classes(model_name: str, model: VisionModel, data: DataSet) -
             f"{model_name} answers with {model.facts.num_classes} classes, but {data.name} has {len(data.class_names)}. "
             "Name the data set that the model was trained for."
         )
-    if known is not None and tuple(known) != tuple(data.class_names):
+    if known is None or are_numbers(known) or are_numbers(data.class_names):
+        return
+    if tuple(known) != tuple(data.class_names):
         ours, theirs = next((a, b) for a, b in zip(data.class_names, known, strict=True) if a != b)
         raise UserError(
             f"{model_name} knows other classes than {data.name}: where the data has {ours!r}, the model has {theirs!r}."

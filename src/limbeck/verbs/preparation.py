@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from limbeck.data.base import DataSet
 from limbeck.data.door import open_data
 from limbeck.data.loader import ResumableLoader, default_workers, make_train_loader, make_val_loader
+from limbeck.data.measured_on import are_numbers
 from limbeck.data.options import ViewOptions, resolve_options
 from limbeck.data.split import spread
 from limbeck.distiller import Distillation, Distiller, describe_weights
@@ -39,7 +40,7 @@ from limbeck.verbs import provenance
 from limbeck.verbs.without_data import (
     MadeImages,
     make_loader,
-    make_streamed_task,
+    make_online_task,
     mixing,
     open_no_data,
     plan_images,
@@ -133,6 +134,8 @@ def _plan_images(
         return None
     assert teacher is not None
     teacher.to(main_device(choose_accelerator(recipe.accelerator)))
+    if recipe.resume and recipe.statistics == "auto":  # whatever has come or gone since it was started
+        recipe = dataclasses.replace(recipe, statistics=run.recipe.get("statistics", "auto"))
     return plan_images(recipe, teacher, data, run.path)
 
 
@@ -157,6 +160,15 @@ def record_start(
         "loss_weights": dict(describe_weights(distiller)),
     }
     run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+
+
+def record_data(run: Run, record: dict[str, Any]) -> None:
+    """Write down anew what the data was, once it is made."""
+    if process_rank() > 0:
+        return
+    file = run.path / "provenance.yaml"
+    values = yaml.safe_load(file.read_text()) | {"data": record}
+    run.write_text("provenance.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def val_loader(course: Course, *, rank_share: bool = False, most: int | None = None) -> Any:
@@ -217,15 +229,18 @@ def _open_models(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> tuple[Vi
 
 
 def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
-    """Where the teacher's folder names its classes, they must be the data's, in the same order."""
+    """Where the teacher's folder names its classes, they must be the data's, in the same order; numbers are no names."""
     known = class_names_of(recipe.teacher)
     if known is None or data.class_names is None or len(known) != len(data.class_names):
         return
+    if are_numbers(known) or are_numbers(data.class_names):
+        return
+    of = recipe.val_data if recipe.data == NO_DATA else recipe.data
     for number, (theirs, ours) in enumerate(zip(known, data.class_names, strict=True)):
         if theirs != ours:
             raise UserError(
                 f"The teacher {recipe.teacher} was trained with other classes: its class {number} is {theirs!r}, that of "
-                f"{recipe.data} is {ours!r}. Use data with the same classes in the same order, or train a teacher on this data."
+                f"{of} is {ours!r}. Use data with the same classes in the same order, or train a teacher on this data."
             )
 
 
@@ -249,7 +264,7 @@ def _resolve(
     if images is not None:
         values["synthesis"] = images.text
         values["synthesis_batch_size"] = images.setting.batch_size
-        values["statistics"] = images.setting.statistics
+        values["statistics"] = images.setting.statistics or "none"
     sizes = {"input_size": student, "student_size": student, "teacher_size": teacher}
     for name, model in sizes.items():
         if getattr(recipe, name, None) == "auto" and model is not None:
@@ -322,13 +337,14 @@ def make_task(recipe: TrainingRecipe, student: VisionModel) -> ClassificationTas
     return ClassificationTask(student.facts.num_classes, **mixing(recipe))
 
 
-def training_task(course: Course) -> ClassificationTask:
-    """What the course's steps learn from."""
+def training_task(course: Course, loader: ResumableLoader) -> ClassificationTask:
+    """What the course's steps learn from, batch after batch of the loader."""
     recipe = course.recipe
     if course.images is not None and isinstance(recipe, DistillRecipe):
-        streamed = make_streamed_task(course.images, course.student, recipe, with_labels=course.distiller.supervised)
-        if streamed is not None:
-            return streamed
+        with_labels = course.distiller.supervised
+        online = make_online_task(course.images, course.student, recipe, loader, with_labels=with_labels)
+        if online is not None:
+            return online
     return make_task(recipe, course.student)
 
 

@@ -1,5 +1,6 @@
 """`--data none`: what a run learns from where there is no data, before its training and during it."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from limbeck.models.base import VisionModel
 from limbeck.models.door import class_names_of
 from limbeck.recipe import NO_DATA, DistillRecipe, TrainingRecipe
 from limbeck.run import process_rank
-from limbeck.synthesis.bank import BankWriter
+from limbeck.synthesis.bank import BankWriter, is_of_recipe, recipe_of
 from limbeck.synthesis.base import GrownSynthesis, Made, Setting, StreamedSynthesis, Synthesis
-from limbeck.synthesis.build import choose_synthesis
-from limbeck.synthesis.growing import GrowingLoader, PoolSource, make_growing_loader
+from limbeck.synthesis.build import choose_synthesis, shares_of
+from limbeck.synthesis.growing import GrowingLoader, GrowingTask, PoolSource, make_growing_loader
 from limbeck.synthesis.names import SynthesisSpec, check_moments, parse_synthesis
 from limbeck.synthesis.streaming import StreamedTask, make_step_loader
+from limbeck.tasks.classification import ClassificationTask
 from limbeck.verbs import screen
 from limbeck.verbs.made_images import build_ways, fill_folder, learns_with_student, make_setting, notes_of
 
@@ -60,17 +62,38 @@ class MadeImages:
         """Images made before training; where others follow during it, as many as their share leaves of an epoch."""
         return self.count if self.online is None else round(self.count * (1 - self.online_share))
 
-    def make_before(self, data: DataSet) -> None:
-        """Make what is made before training, unless it is there, and let `data` learn from it."""
+    def make_before(self, data: DataSet, *, resume: bool) -> None:
+        """Make what is made before training, unless it is there, and let `data` learn from it.
+
+        Args:
+            data: of the run.
+            resume: the run goes on, so its images must be those of its recipe; otherwise what an earlier, failed start left in
+                its folder is made anew.
+
+        Raises:
+            UserError: a run that goes on has lost its images, or has others.
+        """
         if not self.before:
             return
+        specs, ways = (list(each) for each in zip(*self.before, strict=True))
         finished = self.folder / SYNTHESIS_FILE
-        if process_rank() == 0 and not finished.is_file():
-            specs, ways = zip(*self.before, strict=True)
-            fill_folder(self.folder, specs, ways, self.count_before(), self.setting)
+        if process_rank() == 0:
+            counts = shares_of(self.count_before(), specs)
+            if not is_of_recipe(self.folder, recipe_of(self.setting, specs, counts)):
+                if resume:
+                    raise UserError(
+                        f"{self.folder} holds images that were made otherwise than the run's recipe says, so the run cannot be "
+                        "resumed. Put its own images back, or start a new run."
+                    )
+                shutil.rmtree(self.folder)
+            if not finished.is_file():
+                notes = fill_folder(self.folder, specs, ways, self.count_before(), self.setting)
+                data.notes += [note for note in notes if note not in data.notes]
         while not finished.is_file():
             time.sleep(1.0)  # of several processes the first makes the images; the record is written last
-        data.train = open_synthetic(self.folder).train
+        made = open_synthetic(self.folder)
+        data.train = made.train
+        data.record |= {"made": made.record | {"images": len(made.train)}}
 
     def keep_samples(self, loader: ResumableLoader) -> None:
         """Write some of the images that were made during training, to look at and to measure.
@@ -78,13 +101,13 @@ class MadeImages:
         Args:
             loader: of the training.
         """
-        if self.online is None:
+        if self.online is None or (self.folder / "samples" / SYNTHESIS_FILE).is_file():
             return
         spec, way = self.online
         count = min(SAMPLES, self.count)
         writer = BankWriter(self.folder / "samples", self.setting, [spec], counts=[count])
         if isinstance(loader, GrowingLoader):
-            chosen = loader.source.images[-count:]
+            chosen = loader.pool.source.images[-count:]
             pixels = torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).float() / 255
             count = len(chosen)
         else:
@@ -213,15 +236,19 @@ def make_loader(
     return None
 
 
-def make_streamed_task(
-    images: MadeImages, student: VisionModel, recipe: DistillRecipe, *, with_labels: bool
-) -> StreamedTask | None:
-    """What a step learns from where its images are drawn in it; None where they are not."""
-    if images.online is None or not isinstance(images.online[1], StreamedSynthesis):
+def make_online_task(
+    images: MadeImages, student: VisionModel, recipe: DistillRecipe, loader: ResumableLoader, *, with_labels: bool
+) -> ClassificationTask | None:
+    """What a step learns from where images are made during training, with what its checkpoint must keep; None elsewhere."""
+    if images.online is None:
         return None
+    if isinstance(loader, GrowingLoader):
+        return GrowingTask(student.facts.num_classes, loader.pool, **mixing(recipe))
+    way = images.online[1]
+    assert isinstance(way, StreamedSynthesis)
     return StreamedTask(
         student.facts.num_classes,
-        images.online[1],
+        way,
         student,
         drawn=_drawn(images, recipe),
         with_labels=with_labels,
@@ -236,4 +263,6 @@ def mixing(recipe: TrainingRecipe) -> dict[str, float]:
 
 
 def _drawn(images: MadeImages, recipe: DistillRecipe) -> int:
-    return max(1, round(images.online_share * int(recipe.batch_size)))
+    batch_size = int(recipe.batch_size)
+    # Images that were made beforehand have at least one place in every batch.
+    return min(max(1, round(images.online_share * batch_size)), batch_size - bool(images.before))

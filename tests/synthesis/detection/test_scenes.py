@@ -195,6 +195,18 @@ def test_wrong_options_are_named(text: str, message: str) -> None:
         build_synthesis(parse_synthesis(text, "detection")[0], setting_of("retinanet"))  # type: ignore[arg-type]
 
 
+def test_how_far_it_is_is_told_of_each_resolution_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr("limbeck.synthesis.pace.time", type("time", (), {"monotonic": lambda: float(next(clock))}))
+    said: list[str] = []
+    told = make(setting_of("retinanet", say=said.append), iterations=4)
+    assert same(told[0], make(setting_of("retinanet"), iterations=4)[0])
+    assert [line.partition(", detection")[0] for line in said] == [
+        f"    step 3 of 4, about 6 s left of these 2 scenes at the {which} resolution" for which in ("low", "full")
+    ]
+    assert len(list(clock)) == 167 - 8
+
+
 def test_the_name_stands_for_this_class_and_short_runs_say_that_labels_never_adapt() -> None:
     (spec,) = parse_synthesis("scenes(low_iterations=50, adapt_between=[0.1, 0.9])", "detection")
     assert SYNTHESES["scenes"].path == f"{Scenes.__module__}:Scenes"

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,40 @@ def test_a_stopped_run_is_gone_on_with_as_if_it_had_not_been(tmp_path: Path) -> 
     assert contents(stopped) == contents(whole)
 
 
+@pytest.mark.parametrize("content", [None, b"half"])
+def test_a_batch_whose_pictures_are_gone_is_made_again_and_all_after_it(tmp_path: Path, content: bytes | None) -> None:
+    setting, whole, folder = setting_of(), tmp_path / "whole", tmp_path / "made"
+    for path in (whole, folder):
+        writer = SceneWriter(path, setting, "scenes", count=6)
+        for number in range(3):
+            writer.write(batch(number))
+    lost = folder / "images/000003.png"
+    lost.unlink() if content is None else lost.write_bytes(content)
+    assert SceneWriter(folder, setting, "scenes", count=6).done() == 2
+    again = SceneWriter(folder, setting, "scenes", count=6)
+    assert again.done() == 2
+    for number in (1, 2):
+        again.write(batch(number))
+    assert contents(folder) == contents(whole)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        SceneWriter(tmp_path / "file/made", setting_of(), "scenes")
+
+
 def test_other_pictures_are_never_mixed_in(tmp_path: Path) -> None:
     folder = tmp_path / "made"
     SceneWriter(folder, setting_of(), "scenes").write(batch(0))
-    for setting, text, what in (
-        (setting_of(seed=1), "scenes", "seed"),
-        (setting_of(), "scenes(iterations=7)", "sources"),
-        (setting_of("faster_rcnn"), "scenes", "teacher"),
+    for setting, text, count, what in (
+        (setting_of(seed=1), "scenes", None, "seed: 0 -> 1"),
+        (setting_of(), "scenes(iterations=7)", None, "sources[0].text: 'scenes' -> 'scenes(iterations=7)'"),
+        (setting_of("faster_rcnn"), "scenes", None, "teacher.weights_sha256"),
+        (setting_of(), "scenes", 8, "sources[0].count: None -> 8"),
     ):
-        with pytest.raises(UserError, match=f"begun with another {what}"):
-            SceneWriter(folder, setting, text)
+        with pytest.raises(UserError, match=rf"begun with another recipe \(.*{re.escape(what)}"):
+            SceneWriter(folder, setting, text, count=count)
     renamed = setting_of()
     renamed.teacher.facts = dataclasses.replace(renamed.teacher.facts, name="moved elsewhere")
     writer = SceneWriter(folder, renamed, "scenes")

@@ -131,6 +131,23 @@ def test_a_transformer_gets_other_priors_and_a_note(make: Make, vit_setting: Set
     assert {"heads", "diversity", "ce"} <= set(way.log()) and "bn" not in way.log()
 
 
+@pytest.mark.parametrize("levels", ["none", "of one position"])
+def test_a_teacher_without_maps_or_batchnorm_is_left_its_answers(
+    make: Make, vit_setting: Setting, monkeypatch: pytest.MonkeyPatch, levels: str
+) -> None:
+    """Its attention cannot be read either."""
+    model = copy.deepcopy(vit_setting.teacher)
+    one = (replace(model.facts.levels[-1], grid=(1, 1)),) if levels == "of one position" else ()
+    model.facts = replace(model.facts, levels=one)
+    for module in ("inversion.abilities", "priors.patch_similarity"):
+        monkeypatch.setattr(f"limbeck.synthesis.{module}.attention_blocks", lambda model: [])
+    way = make(replace(vit_setting, teacher=model), warmup_rounds=0, adv=0.0)
+    assert any("the diversity of patches is left out" in note for note in way.notes)
+    assert any("in their place stands nothing." in note for note in way.notes)
+    way.grow(None, 0)
+    assert {"ce"} <= set(way.log()) <= {"ce", "contrast", "loss", "agreement"}
+
+
 def test_stored_moments_are_matched_where_there_are_any(make: Make, vit_setting: Setting, tmp_path: Path) -> None:
     teacher, path = vit_setting.teacher, tmp_path / "moments.safetensors"
     moments.save(path, moments.collect(teacher, [{"image": torch.rand(4, 3, 16, 16)}], torch.device("cpu")))

@@ -1,5 +1,6 @@
 """Every published method runs on the teachers that it is for, refuses the others, and has the published settings."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from limbeck.call_text import parse_options
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
+from limbeck.outputs import Level
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.build import build_synthesis
 from limbeck.synthesis.inversion.engine import PixelInversion
 from limbeck.synthesis.inversion.presets import PRI, PSAQ, SMI, DeepInversion, Invert, MimiQ, PlugIn
-from limbeck.synthesis.moments import collect, save
+from limbeck.synthesis.moments import collect, load, save
 from limbeck.synthesis.names import parse_synthesis
 from limbeck.synthesis.priors.base import Prior
 
@@ -107,6 +109,10 @@ def test_stored_moments_are_matched_where_they_are_given(tmp_path: Path) -> None
     assert way.plan.sparsity is None and way.plan.augmentation.color_mean == 0
     assert any("whole maps" in note for note in way.notes)
     assert way.grow(None, 0).images.isfinite().all()
+    assert not any("collected at" in note for note in way.notes)
+    save(file, dataclasses.replace(load(file), view_size=(16, 16)))
+    notes = Invert(setting(VIT, statistics=str(file)), class_means=0.5).notes
+    assert sum("collected at 16 pixels" in note and "now reads 32 pixels" in note for note in notes) == 1
     with pytest.raises(UserError, match="limbeck statistics"):
         Invert(setting(VIT), moments=1.0)
 
@@ -123,6 +129,21 @@ def test_a_weight_of_zero_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         Invert(setting(VIT), ce=0.0, heads=0.0, diversity=0.0, tv=0.0)
 
 
+@pytest.mark.parametrize("levels", ["none", "of one position"])
+def test_a_teacher_without_maps_is_inverted_without_diversity(levels: str) -> None:
+    wrapped = _Large(teacher(CNN), any_size=True)
+    one = (Level("pooled", 64, 32, (1, 1)),) if levels == "of one position" else ()
+    wrapped.facts = dataclasses.replace(wrapped.inner.facts, levels=one, final=None)
+    given = Setting(wrapped, (32, 32), batch_size=4)
+    way = Invert(given, iterations=2)
+    assert {term.name for term in way.plan.terms} == {"ce", "tv", "bn"}
+    assert any("the diversity of patches is left out" in note for note in way.notes)
+    assert way.grow(None, 0).images.isfinite().all()
+    assert not any("left out" in note and "diversity" in note for note in Invert(given, diversity=0.0).notes)
+    with pytest.raises(UserError, match="diversity=0"):
+        Invert(given, diversity=1.0)
+
+
 def test_adaptive_deepinversion_reads_the_student() -> None:
     assert not DeepInversion(setting(CNN)).reads_student
     way = DeepInversion(setting(CNN), adi=0.2, iterations=2)
@@ -136,6 +157,15 @@ def test_maskaq_reads_the_students_attention() -> None:
     assert way.reads_student
     way.grow(teacher(VIT), 0)
     assert way.log()["student_attention"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_without_attention_is_refused_before_any_picture() -> None:
+    given = setting(VIT, student=teacher(CNN))
+    with pytest.raises(UserError, match=r"student limbeck:resnet8.*student_attention=0"):
+        MimiQ(given, student_attention=0.1)
+    assert not MimiQ(given).reads_student
+    with pytest.raises(UserError, match=r"of the student.*student_attention=0"):
+        MimiQ(setting(VIT), iterations=1, student_attention=0.1).grow(teacher(CNN), 0)
 
 
 class _Large(VisionModel):

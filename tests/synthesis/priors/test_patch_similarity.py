@@ -1,5 +1,6 @@
 """PSAQ-ViT's entropy of cosines and MaskAQ's closed form, against slow ones, and where they have gradients."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from limbeck.synthesis.priors.patch_similarity import (
     kernel_density,
     patch_entropy,
     spread_of_cosines,
+    why_no_diversity,
 )
 
 
@@ -205,6 +207,18 @@ def test_diversity_of_maps_where_there_is_no_attention(name: str) -> None:
         GaussianDiversity(model, source="attention")
     with pytest.raises(UserError, match="no attention blocks"):
         PatchSimilarity(model)
+
+
+def test_without_attention_or_maps_there_is_no_diversity() -> None:
+    model = load_model("limbeck:resnet8", num_classes=3, input_size=(32, 32))
+    assert why_no_diversity(model) is None and why_no_diversity(transformer()) is None
+    flat = tuple(dataclasses.replace(level, grid=(1, 1)) for level in model.facts.levels)
+    for levels in ((), flat):
+        model.facts = dataclasses.replace(model.facts, levels=levels)
+        reason = why_no_diversity(model)
+        assert reason is not None and "neither attention" in reason
+        with pytest.raises(UserError, match=r"more than one position.*diversity=0"):
+            GaussianDiversity(model)
 
 
 def test_impossible_options_are_refused() -> None:

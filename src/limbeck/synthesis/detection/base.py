@@ -5,9 +5,9 @@ detector predicts them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 from limbeck.detection import Found, Pictures, Size, Target
 from limbeck.models.detection.base import Detector
 from limbeck.synthesis.base import seeded
+from limbeck.synthesis.pace import Pace
 
 _DIVISOR = 32
 
@@ -29,12 +30,14 @@ class DetectionSetting:
         size: (height, width) in pixels of the pictures.
         batch_size: pictures that are made together.
         seed: of everything random.
+        say: takes a line for a person about what takes long; None says nothing. The pictures do not depend on it.
     """
 
     teacher: Detector
     size: Size
     batch_size: int = 8
     seed: int = 0
+    say: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False).eval()
@@ -79,6 +82,7 @@ class SceneSynthesis(ABC):
     def __init__(self, setting: DetectionSetting) -> None:
         self.setting = setting
         self.notes: list[str] = []
+        self._pace = Pace(setting.say)
 
     @abstractmethod
     def make(self, count: int, done: int = 0) -> Iterator[MadeScenes]:
@@ -92,6 +96,10 @@ class SceneSynthesis(ABC):
     def log(self) -> dict[str, float]:
         """Numbers about the last batch (losses by name), for metrics; empty before it."""
         return {}
+
+    def tell(self, what: str, step: int, steps: int) -> None:
+        """Say how far something long is; see `limbeck.synthesis.base.Synthesis.tell`."""
+        self._pace.tell(what, step, steps, self.log)
 
     @contextmanager
     def seeded(self, *parts: int | str) -> Iterator[None]:

@@ -118,7 +118,7 @@ class Scenes(SceneSynthesis):
             self.notes.append(
                 "Until the teacher finds a target, its mask is the ellipse in its box; from then on the teacher's own."
             )
-        self._log: dict[str, float] = {}
+        self._log: dict[str, float | Tensor] = {}
 
     def make(self, count: int, done: int = 0) -> Iterator[MadeScenes]:
         """See `SceneSynthesis.make`; of a batch of which some pictures are done, all are made and those left out."""
@@ -133,17 +133,19 @@ class Scenes(SceneSynthesis):
             yield MadeScenes(made.images[start:], made.targets[start:])
 
     def log(self) -> dict[str, float]:
-        """The terms at the last iteration, unweighted, and targets per picture."""
-        return dict(self._log)
+        """The terms at the last iteration, unweighted, and targets per finished picture."""
+        return {name: float(value) for name, value in self._log.items()}
 
     def _make_batch(self, first: int, count: int) -> MadeScenes:
         setting, facts = self.setting, self.setting.teacher.facts
         classes = balanced_labels(first, count, facts.num_classes, setting.seed)
         targets = [place(label, self.low_size, setting.device, masks=facts.has_masks) for label in classes]
         if self.low_iterations:
-            _, targets = self._optimise(targets, self.low_size, self.low_iterations, self.adapt_at)
+            _, targets = self._optimise(
+                targets, self.low_size, self.low_iterations, self.adapt_at, "at the low resolution"
+            )
         targets = [rescale(target, self.low_size, setting.size) for target in targets]
-        images, targets = self._optimise(targets, setting.size, self.iterations, range(0))
+        images, targets = self._optimise(targets, setting.size, self.iterations, range(0), "at the full resolution")
         if self.labels == "final":
             pairs = zip(targets, find(setting.teacher, images), strict=True)
             targets = [merge(target, found, setting.size) for target, found in pairs]
@@ -151,9 +153,12 @@ class Scenes(SceneSynthesis):
         return MadeScenes(images, targets)
 
     def _optimise(
-        self, targets: list[Target], size: Size, iterations: int, adapt_at: range
+        self, targets: list[Target], size: Size, iterations: int, adapt_at: range, what: str
     ) -> tuple[Tensor, list[Target]]:
-        """Noise becomes pictures (B, 3, height, width) in [0, 1]; after so many iterations as are listed the labels adapt."""
+        """Noise becomes pictures (B, 3, height, width) in [0, 1]; after so many iterations as are listed the labels adapt.
+
+        `what` says which resolution this is, for people.
+        """
         teacher, device = self.setting.teacher, self.setting.device
         mean, deviation = (torch.tensor(of, device=device).view(1, 3, 1, 1) for of in (MEAN, DEVIATION))
         lowest, highest = -mean / deviation, (1 - mean) / deviation
@@ -173,7 +178,9 @@ class Scenes(SceneSynthesis):
                 if done + 1 in adapt_at:
                     found = find(teacher, normalised.detach() * deviation + mean)
                     targets = [adapt(target, one, size) for target, one in zip(targets, found, strict=True)]
-        self._log = {name: float(value.detach()) for name, value in terms.items()}
+                self._log = {name: value.detach() for name, value in terms.items()}
+                self.tell(f"these {len(targets)} scenes {what}", done + 1, iterations)
+        self._log = {**self.log()}
         return (normalised.detach() * deviation + mean).clamp(0, 1), targets
 
     def _augment(self, images: Tensor, targets: list[Target]) -> tuple[Tensor, list[Target]]:

@@ -8,7 +8,8 @@
     synthesis.json          what made them, from which teacher, and the numbers of `measure`; written last
 
 While pictures are still to come, there is a journal instead of the last four: its first line is the recipe, the others are
-batches, each added when its files are on the disk. A line that was cut off counts for nothing.
+batches, each added when its files are on the disk. A line that was cut off, and a batch whose files are gone or have another
+length, count for nothing, and neither does what follows them.
 """
 
 import json
@@ -28,11 +29,12 @@ from limbeck.detection import Found, Target
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.weights import weights_hash
+from limbeck.recipe import differences
 from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find, to_pixels
 from limbeck.synthesis.detection.card import data_card
 from limbeck.synthesis.detection.labels import CONFIDENT, match
 from limbeck.synthesis.detection.sheet import sheet_item
-from limbeck.synthesis.journal import write_or_explain
+from limbeck.synthesis.journal import flat, is_there, make_folder, require_same, write_or_explain
 
 RECORD_FILE = SYNTHESIS_FILE
 ANNOTATIONS_FILE = "annotations.json"
@@ -53,34 +55,19 @@ class SceneWriter:
         folder: new or empty, or one that an earlier run began.
         setting: with which the scenes are made; its teacher is asked about every saved picture.
         text: the way as the user asked for it, `scenes(...)`.
+        count: pictures in all, on which the last batch depends; None where it is not known.
 
     Attributes:
         scenes: those that are written.
 
     Raises:
-        UserError: the folder holds something else, finished scenes, or scenes that were begun otherwise.
+        UserError: the folder cannot be made, holds something else, finished scenes, or scenes that were begun otherwise.
     """
 
-    def __init__(self, folder: Path, setting: DetectionSetting, text: str) -> None:
+    def __init__(self, folder: Path, setting: DetectionSetting, text: str, *, count: int | None = None) -> None:
         self.folder, self.setting = folder, setting
         self.scenes: list[Scene] = []
-        teacher = setting.teacher
-        self.recipe: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "task": "detection",
-            "sources": [{"text": text}],
-            "teacher": {
-                "name": teacher.facts.name,
-                "weights_sha256": weights_hash(teacher),
-                "licence": teacher.provenance.licence,
-            },
-            "num_classes": teacher.facts.num_classes,
-            "class_names": list(teacher.facts.class_names),
-            "has_masks": teacher.facts.has_masks,
-            "size": list(setting.size),
-            "batch_size": setting.batch_size,
-            "seed": setting.seed,
-        }
+        self.recipe = recipe_of(setting, text, count)
         self._journal = folder / PARTIAL_FILE
         if self._journal.is_file():
             self._take_up()
@@ -109,7 +96,8 @@ class SceneWriter:
             height, width = (int(side) for side in picture.shape[:2])
             image = {"id": number + 1, "file_name": name, "height": height, "width": width}
             scenes.append({"image": image, "annotations": _annotations(target, found, number + 1)})
-        line = json.dumps({"scenes": scenes})
+        sizes = [self._picture(scene).stat().st_size for scene in scenes]
+        line = json.dumps({"scenes": scenes, "bytes": sizes})
         write_or_explain(self._journal, line.encode() + b"\n", append=True)
         self.scenes += scenes
 
@@ -167,7 +155,7 @@ class SceneWriter:
                 f"{self.folder} is not empty (it holds {entries[0]}), and no pictures were begun in it. Choose another "
                 "folder, or empty this one."
             )
-        (self.folder / IMAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder / IMAGES_FOLDER)
         with atomic_write(self._journal) as file:
             file.write(json.dumps(self.recipe).encode() + b"\n")
 
@@ -180,15 +168,46 @@ class SceneWriter:
                 f"{self._journal} is damaged ({error}), so its pictures cannot be gone on with. Empty the folder, or choose "
                 "another."
             ) from None
-        for name, value in self.recipe.items():
-            earlier, now = (_identity(name, of) for of in (before.get(name), value))
-            if earlier != now:
-                raise UserError(
-                    f"{self.folder} holds pictures that were begun with another {name} ({_short(earlier)}, now {_short(now)}). "
-                    "Give the same options to go on with them, choose another folder, or empty this one."
-                )
-        os.truncate(self._journal, sum(len(line) + 1 for line in lines))
-        self.scenes = [scene for batch in batches for scene in batch["scenes"]]
+        require_same(self.folder, before, self.recipe)
+        kept = len(lines[0]) + 1
+        for batch, line in zip(batches, lines[1:], strict=True):
+            pairs = zip(batch["scenes"], batch["bytes"], strict=True)
+            if not all(is_there(self._picture(scene), length) for scene, length in pairs):
+                break
+            self.scenes += batch["scenes"]
+            kept += len(line) + 1
+        os.truncate(self._journal, kept)
+
+    def _picture(self, scene: Scene) -> Path:
+        file: Path = self.folder / IMAGES_FOLDER / scene["image"]["file_name"]
+        return file
+
+
+def recipe_of(setting: DetectionSetting, text: str, count: int | None) -> dict[str, Any]:
+    """Plain values from which the scenes follow, as far as they are known here."""
+    teacher = setting.teacher
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": "detection",
+        "sources": [{"text": text, "count": count}],
+        "teacher": {
+            "name": teacher.facts.name,
+            "weights_sha256": weights_hash(teacher),
+            "licence": teacher.provenance.licence,
+        },
+        "num_classes": teacher.facts.num_classes,
+        "class_names": list(teacher.facts.class_names),
+        "has_masks": teacher.facts.has_masks,
+        "size": list(setting.size),
+        "batch_size": setting.batch_size,
+        "seed": setting.seed,
+    }
+
+
+def is_of_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a finished folder holds the scenes of a recipe (see `recipe_of`)."""
+    record = json.loads((folder / SYNTHESIS_FILE).read_bytes())
+    return not differences(flat({key: record.get(key) for key in recipe}), flat(json.loads(json.dumps(recipe))))
 
 
 def measure(scenes: Sequence[Scene], class_names: Sequence[str]) -> dict[str, Any]:
@@ -246,13 +265,3 @@ def _spread(scenes: Sequence[Scene], most: int) -> list[Scene]:
     """At most so many scenes, evenly over all."""
     count = min(most, len(scenes))
     return [scenes[number * len(scenes) // count] for number in range(count)]
-
-
-def _identity(name: str, value: Any) -> Any:
-    """What of a recipe's value matters: a teacher is known by its weights, whatever its folder is called."""
-    return value["weights_sha256"] if name == "teacher" and isinstance(value, dict) else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

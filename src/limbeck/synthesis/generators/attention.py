@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import UserError
 from limbeck.models.attention import Attention, attention_blocks
 from limbeck.models.base import VisionModel
 from limbeck.outputs import Request
@@ -29,7 +28,7 @@ from limbeck.synthesis.generators.streamed import GeneratorMethod
 from limbeck.synthesis.priors.attention_rows import among_patches
 from limbeck.synthesis.priors.base import Needs, Seen
 from limbeck.synthesis.priors.disagreement import agreement, kullback_leibler
-from limbeck.synthesis.priors.patch_similarity import GaussianDiversity
+from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.precision import full
 from limbeck.synthesis.seeing import Eyes
 
@@ -175,10 +174,10 @@ def attention_peakedness(attention: Attention) -> Tensor:
 
 def _diversity_of(teacher: VisionModel, notes: list[str]) -> GaussianDiversity | None:
     """The term on the teacher's attention or maps; None, with a note, where it has neither."""
-    try:
-        diversity = GaussianDiversity(teacher)
-    except UserError as error:
-        notes.append(str(error))
+    blind = why_no_diversity(teacher)
+    if blind is not None:
+        notes.append(f"{blind}; the diversity of patches is left out.")
         return None
+    diversity = GaussianDiversity(teacher)
     notes.extend(diversity.notes)
     return diversity

@@ -89,6 +89,11 @@ class CMI(GrownGenerator):
         require_at_least("cmi", 0, cr=cr, negatives=negatives)
         require_positive("cmi", lr_g=lr_g, temperature=temperature)
         self.g_steps, self.lr_g = g_steps, lr_g
+        if cr and not setting.teacher.facts.levels:
+            self.notes.append(
+                f"{setting.teacher.facts.name} has no feature maps to contrast; the contrast is left out."
+            )
+            cr = 0.0
         self.cr, self.temperature, self.head = cr, temperature, head
         self.bank_size, self.negatives = bank_size, negatives
         facts = setting.teacher.facts

@@ -95,7 +95,7 @@ class GrownGenerator(GrownSynthesis):
         self.latent, self.channels = latent, channels
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._log: dict[str, float] = {}
+        self._log: dict[str, float | Tensor] = {}
 
     @abstractmethod
     def begin(self) -> None:
@@ -141,9 +141,9 @@ class GrownGenerator(GrownSynthesis):
 
     def log(self) -> dict[str, float]:
         """Of the last batch: each term unweighted and the `loss`, at the last step; `agreement`, the share of finished
-        pictures that the teacher reads as asked.
+        pictures that the teacher reads as asked. Of a batch that is being made, the former alone.
         """
-        return dict(self._log)
+        return {name: float(value) for name, value in self._log.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimisers and running statistics."""
@@ -191,6 +191,7 @@ class GrownGenerator(GrownSynthesis):
         request: Request | None = None,
         also: Callable[[Tensor, Seen], tuple[str, float, Tensor]] | None = None,
         with_gradients: Callable[[], None] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Tensor:
         """Follow the gradient of one batch's loss.
 
@@ -203,6 +204,7 @@ class GrownGenerator(GrownSynthesis):
             request: what else is read of the teacher, for `also`.
             also: name, weight and value of a further term, of the pictures and what was seen of them.
             with_gradients: called at each step when the gradients are there and the parameters have not moved yet.
+            part: number of this batch among those of the round, and how many these are; for what is said meanwhile.
 
         Returns:
             The pictures of the step with the lowest loss, without gradient.
@@ -229,13 +231,14 @@ class GrownGenerator(GrownSynthesis):
                     with_gradients()
                 for optimizer in optimizers:
                     optimizer.step()
+                self._log = {**values}
+                self.tell(f"these {part[1] * len(asked)} pictures", part[0] * steps + step + 1, part[1] * steps)
         if self.blended is not None:
             self.blended.remember()
         assert best.images is not None
         with torch.no_grad():
             read = self.setting.teacher(best.images).logits.argmax(1)
-        self._log = {name: value.item() for name, value in values.items()}
-        self._log["agreement"] = (read == asked).float().mean().item()
+        self._log = {**self.log(), "agreement": (read == asked).float().mean().item()}
         return best.images
 
     def seen(self, eyes: Eyes, shown: Tensor, asked: Tensor) -> Seen:

@@ -100,11 +100,11 @@ class NAYER(GrownGenerator):
             self._renew(round)
         loops = self.warmup_loops if round < self.warming else self.loops
         earlier = sum(self.warmup_loops if r < self.warming else self.loops for r in range(round))
-        made = [self._batch(student, earlier + loop) for loop in range(loops)]
+        made = [self._batch(student, earlier + loop, (loop, loops)) for loop in range(loops)]
         # On the CPU, since a warm-up's batches together are large.
         return Made(torch.cat([images.cpu() for images, _ in made]), torch.cat([asked.cpu() for _, asked in made]))
 
-    def _batch(self, student: VisionModel | None, number: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, student: VisionModel | None, number: int, part: tuple[int, int]) -> tuple[Tensor, Tensor]:
         noise, generator = self.networks["noise"], self.networks["generator"]
         assert isinstance(noise, NoisyLayers)
         noise.redraw()
@@ -112,7 +112,7 @@ class NAYER(GrownGenerator):
         # no two pictures are thus the same.
         asked = self.asked(number * self._groups * self.setting.num_classes, self.setting.batch_size)
         learning = torch.optim.Adam([*noise.parameters(), *generator.parameters()], self.lr_g, BETAS)
-        images = self.descend(lambda: generator(noise(asked)), asked, student, [learning], self.g_steps)
+        images = self.descend(lambda: generator(noise(asked)), asked, student, [learning], self.g_steps, part=part)
         return images, asked
 
     @property

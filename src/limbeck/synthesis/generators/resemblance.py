@@ -12,7 +12,7 @@ from limbeck.synthesis.inversion.abilities import most_heads
 from limbeck.synthesis.inversion.choices import term
 from limbeck.synthesis.inversion.engine import Term
 from limbeck.synthesis.priors.head_similarity import HeadSimilarity
-from limbeck.synthesis.priors.patch_similarity import GaussianDiversity
+from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.token_moments import TokenMoments
 
 _WORDS = {
@@ -33,7 +33,7 @@ def resemblance(
         bn: weight of `BlendedStatistics` where the teacher has BatchNorm layers.
         bn_momentum: of them.
         prior: weight of each stand-in where it has none: its token moments where the setting names them, similarity of heads
-            where it has attention with several, and diversity of patches.
+            where it has attention with several, and diversity of patches where these can be read.
     """
     teacher = setting.teacher
     if batchnorm_layers(teacher):
@@ -44,9 +44,13 @@ def resemblance(
         terms += term("moments", prior, lambda: TokenMoments(teacher, stored))
     if most_heads(teacher) > 1:
         terms += term("heads", prior, lambda: HeadSimilarity(teacher))
-    terms += term("diversity", prior, lambda: GaussianDiversity(teacher))
-    what = " and ".join(_WORDS[one.name] for one in terms) or "nothing (prior=0)"
+    blind = why_no_diversity(teacher)
+    if blind is None:
+        terms += term("diversity", prior, lambda: GaussianDiversity(teacher))
+    what = " and ".join(_WORDS[one.name] for one in terms) or ("nothing" if prior else "nothing (prior=0)")
     notes = [
         f"{teacher.facts.name} has no BatchNorm layers, whose statistics {method} is published for; in their place stands {what}."
     ]
+    if blind and prior:
+        notes.append(f"{blind}; the diversity of patches is left out.")
     return terms, notes + [note for one in terms for note in one.prior.notes]

@@ -140,6 +140,7 @@ class GeneratorMethod(StreamedSynthesis):
         for step in range(self.generator_steps):
             with self.seeded("generator", step):
                 self._update(self.setting.student)
+            self.tell("the generator's training", step + 1, self.generator_steps)
         size = self.setting.batch_size
         for index in range(done // size, -(-count // size)):
             # A whole batch also where fewer are left, since BatchNorm makes a picture depend on the others.

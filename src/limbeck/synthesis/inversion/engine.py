@@ -94,10 +94,10 @@ class PixelInversion(GrownSynthesis):
         self.plan = plan
         self.classes = checked_classes(classes, setting.num_classes, self.name)
         self.reads_student = any(term.reads_student for term in plan.terms)
-        self._log: dict[str, float] = {}
+        self._log: dict[str, float | Tensor] = {}
         if not plan.terms:
             raise UserError(f"{self.name}: every term of the loss has weight 0, and nothing is left to optimise.")
-        self.notes += [note for term in plan.terms for note in term.prior.notes]
+        self.notes += dict.fromkeys(note for term in plan.terms for note in term.prior.notes)
         self._teacher_notes()
 
     def grow(self, student: VisionModel | None, round: int) -> Made:
@@ -126,8 +126,10 @@ class PixelInversion(GrownSynthesis):
     def log(self) -> dict[str, float]:
         """Of the last batch: each term unweighted and the `loss`, at the last step; `agreement`, the share of finished
         pictures that the teacher reads as asked; `fed`, patches fed as a share of a dense course's.
+
+        Of a batch that is being made, the former alone.
         """
-        return dict(self._log)
+        return {name: float(value) for name, value in self._log.items()}
 
     def _optimise(self, terms: list[Term], student: VisionModel | None, asked: Tensor) -> tuple[Tensor, int]:
         plan, teacher = self.plan, self.setting.teacher
@@ -137,7 +139,6 @@ class PixelInversion(GrownSynthesis):
         course: PatchCourse | None = None
         best = Best() if plan.keep == "best" else None
         asked_shown = asked.repeat(plan.augmentation.repeats)
-        seen_terms: dict[str, Tensor] = {}
         with Eyes(teacher, Needs.union(term.prior.needs for term in terms), student) as eyes:
             for number, stage in enumerate(plan.stages):
                 images = on_canvas(images, stage.canvas or self.setting.size, len(asked), low, high).requires_grad_()
@@ -154,7 +155,8 @@ class PixelInversion(GrownSynthesis):
                     )
                     with self._feeding(course, drawn):
                         shown = self._fitted(show(pooled(images, stage.pool), drawn), stage.pool)
-                        loss, seen_terms = weighed(terms, eyes.look(shown, images, asked_shown))
+                        loss, values = weighed(terms, eyes.look(shown, images, asked_shown))
+                    self._log = {**values}
                     # Not backward(): it would fill the gradients of a student that is about to learn.
                     (images.grad,) = torch.autograd.grad(loss, images)
                     for group in optimiser.param_groups:
@@ -169,8 +171,9 @@ class PixelInversion(GrownSynthesis):
                             seen = eyes.look(self._fitted(images, 1), images, asked)
                             best.offer(images, weighed(terms, seen)[0])
                     done += 1
+                    self.tell(f"these {len(asked)} pictures", done, steps)
         assert images is not None
-        self._log = {name: value.item() for name, value in seen_terms.items()}
+        self._log = {**self.log()}
         self._log["fed"] = 1.0 if course is None else course.fed / (course.count * steps)
         if best is not None and best.images is not None:
             return best.images, 1

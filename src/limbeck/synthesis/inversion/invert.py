@@ -26,7 +26,7 @@ from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.disagreement import Disagreement
 from limbeck.synthesis.priors.head_similarity import HeadSimilarity
 from limbeck.synthesis.priors.patch_border import PatchBorder
-from limbeck.synthesis.priors.patch_similarity import GaussianDiversity
+from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.token_moments import ClassMeans, TokenMoments
 from limbeck.synthesis.priors.total_variation import TotalVariation
 
@@ -47,7 +47,7 @@ class Invert(PixelInversion):
         heads: weight of the similarity of heads; "auto" is 1 where attention with several heads can be read and there are
             no moments, beside which it changes nothing but the time.
         diversity: weight of the patches' diversity, of attention where it can be read and otherwise of feature maps;
-            "auto" is 1, and 0 beside moments, likewise.
+            "auto" is 1, and 0 beside moments, likewise, and where there is neither.
         tv: weight of the total variation of the unaugmented pictures, in units of MimiQ's; "auto" is its 2.5e-5, for pictures
             below 96 pixels ten times that, with which small teachers are surer.
         border: weight of jumps where a transformer's patches meet.
@@ -108,8 +108,9 @@ class Invert(PixelInversion):
             tv = 2.5e-4 if is_small(setting.size) else 2.5e-5
         if heads == "auto":
             heads = 1.0 if counted > 1 and not moments else 0.0
+        blind = why_no_diversity(teacher) if diversity == "auto" and not moments else None
         if diversity == "auto":
-            diversity = 0.0 if moments else 1.0
+            diversity = 0.0 if moments or blind else 1.0
         matched = batchnorm > 0 or moments > 0
         still = matched and color_shift == "auto"
         if color_shift == "auto":
@@ -139,6 +140,8 @@ class Invert(PixelInversion):
         sparsity, notes = _sparsity(setting, terms, sparse, pieces)
         if counted == 0:
             notes.insert(0, f"No attention can be read of {teacher.facts.name}; the similarity of heads is left out.")
+        if blind:
+            notes.insert(0, f"{blind}; the diversity of patches is left out.")
         early, late = (
             (scaled_roll(8, setting.size), scaled_roll(16, setting.size))
             if roll == "auto"

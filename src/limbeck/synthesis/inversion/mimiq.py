@@ -8,6 +8,8 @@ Inferred: rolls in proportion to the picture's size.
 
 from collections.abc import Sequence
 
+from limbeck.errors import UserError
+from limbeck.models.attention import attention_blocks
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import require_attention
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
@@ -40,7 +42,8 @@ class MimiQ(PixelInversion):
         classes: those to ask for; None is all.
 
     Raises:
-        UserError: no attention can be read of the teacher, or an option is out of range.
+        UserError: no attention can be read of the teacher, or of the student where it is compared, or an option is out of
+            range.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class MimiQ(PixelInversion):
         require_at_least("mimiq", 0, color_shift=color_shift, channel_offset=channel_offset)
         require_positive("mimiq", lr=lr)
         require_attention(setting.teacher, "mimiq", heads=2 if heads else 1)
+        if student_attention and setting.student is not None and not attention_blocks(setting.student):
+            raise UserError(
+                f"mimiq: student_attention is {student_attention:g}, which compares the attention of teacher and student, and "
+                f"none can be read of the student {setting.student.facts.name}. Leave it out: student_attention=0."
+            )
         teacher = setting.teacher
         plan = Plan(
             terms=(

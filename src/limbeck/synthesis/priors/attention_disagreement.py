@@ -104,7 +104,11 @@ class AttentionDisagreement(Prior):
 def _paired(teacher: Sequence[Attention], student: Sequence[Attention]) -> tuple[Tensor, Tensor]:
     """Both (L, B, N), L of the shallower."""
     if not teacher or not student:
-        raise UserError("The disagreement of attention wants attention blocks of the teacher and of the student.")
+        lacking = "teacher" if not teacher else "student"
+        raise UserError(
+            f"The disagreement of attention compares attention blocks, and none can be read of the {lacking}. Leave the term "
+            "out (mimiq: student_attention=0)."
+        )
     length = min(len(teacher), len(student))
     theirs, ours = (
         [blocks[(index + 1) * len(blocks) // length - 1] for index in range(length)] for blocks in (teacher, student)

@@ -87,6 +87,13 @@ def spread_of_cosines(rows: Tensor, noise: Tensor | None = None) -> Tensor:
     return 0.5 * (2 * math.pi * math.e * (cosines.var(1, correction=0) + 1e-8)).log()
 
 
+def why_no_diversity(model: VisionModel) -> str | None:
+    """Why `GaussianDiversity` has nothing to compare in this network, as a sentence without its end; None where it has."""
+    if attention_blocks(model) or _levels_with_positions(model):
+        return None
+    return f"{model.facts.name} has neither attention that can be read nor a feature map of more than one position"
+
+
 class PatchSimilarity(Prior):
     """- Σ over blocks of the mean over images of `patch_entropy`, of attention · V averaged over heads. Published weight 1.
 
@@ -150,10 +157,11 @@ class GaussianDiversity(Prior):
         if self.source == "attention":
             self.needs = Needs(attention=True)
             return
-        names = tuple(level.name for level in model.facts.levels if math.prod(level.grid) > 1)
+        names = _levels_with_positions(model)
         if not names:
             raise UserError(
-                f"{model.facts.name} has no feature map of more than one position; leave the diversity out."
+                f"{model.facts.name} has no feature map of more than one position, and the diversity compares positions. Leave "
+                "it out: diversity=0."
             )
         self.needs = Needs(Request(levels=names))
         if source == "auto":
@@ -181,6 +189,10 @@ class GaussianDiversity(Prior):
     def _drawn(self, count: int, like: Tensor) -> Tensor:
         # On the CPU, so that every device draws the same.
         return torch.randperm(count)[: self.rows].to(like.device)
+
+
+def _levels_with_positions(model: VisionModel) -> tuple[str, ...]:
+    return tuple(level.name for level in model.facts.levels if math.prod(level.grid) > 1)
 
 
 def _block_entropy(attention: Attention, bandwidth: Bandwidth) -> Tensor:

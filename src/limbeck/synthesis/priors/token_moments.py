@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.outputs import Request
-from limbeck.synthesis.moments import FINAL, POOLED, Moment, Moments, check, values
+from limbeck.synthesis.moments import FINAL, POOLED, Moment, Moments, check, size_notes, values
 from limbeck.synthesis.priors.base import Needs, Prior, Seen
 from limbeck.synthesis.priors.precision import full
 
@@ -78,6 +78,7 @@ class TokenMoments(Prior):
         self.stored = {name: moments.levels[name] for name in names}
         plain = tuple(name for name in names if name not in (FINAL, POOLED))
         self.needs = Needs(Request(plain, pooled=POOLED in names, final=FINAL in names))
+        self.notes = size_notes(moments, model)
 
     def __call__(self, seen: Seen) -> Tensor:
         """See `moment_distance`."""
@@ -107,6 +108,7 @@ class ClassMeans(Prior):
             )
         self.means, self.known = moments.class_means, moments.class_counts > 0
         self.spread = moments.levels[POOLED].variance
+        self.notes = size_notes(moments, model)
 
     def __call__(self, seen: Seen) -> Tensor:
         """Of the pictures whose class has a mean; zero where none has."""

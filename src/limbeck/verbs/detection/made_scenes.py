@@ -12,8 +12,8 @@ from limbeck.models.detection.door import load_detector
 from limbeck.recipe import SynthesizeRecipe
 from limbeck.synthesis.build import build_synthesis
 from limbeck.synthesis.detection.base import DetectionSetting
-from limbeck.synthesis.detection.writer import SceneWriter
-from limbeck.synthesis.names import parse_synthesis
+from limbeck.synthesis.detection.writer import SceneWriter, is_of_recipe, recipe_of
+from limbeck.synthesis.names import SynthesisSpec, parse_synthesis
 from limbeck.training.fit import choose_accelerator, main_device
 from limbeck.verbs import screen
 
@@ -29,12 +29,20 @@ def make_scenes(recipe: SynthesizeRecipe, folder: Path) -> Path:
     size = picture_size(teacher) if recipe.size == "auto" else (recipe.size, recipe.size)
     batch_size = BATCH_SIZE if recipe.batch_size == "auto" else recipe.batch_size
     method = "scenes" if recipe.method == "auto" else recipe.method
-    fill_scene_folder(folder, method, DetectionSetting(teacher, size, batch_size, recipe.seed), recipe.count)
+    fill_scene_folder(
+        folder, method, DetectionSetting(teacher, size, batch_size, recipe.seed, screen.say), recipe.count
+    )
     screen.say(f"Scenes: {folder}. Data card: {folder / 'README.md'}. To look at: {folder / 'contact_sheet.png'}")
     screen.say(
         f"Next: limbeck distill --task detection --teacher {shlex.quote(recipe.teacher)} --student ... --data {folder}"
     )
     return folder
+
+
+def is_made(folder: Path, method: str, setting: DetectionSetting, count: int) -> bool:
+    """Whether a finished folder holds just these scenes."""
+    (spec,) = _one(method)
+    return is_of_recipe(folder, recipe_of(setting, str(spec), count))
 
 
 def fill_scene_folder(folder: Path, method: str, setting: DetectionSetting, count: int) -> dict[str, Any]:
@@ -46,12 +54,10 @@ def fill_scene_folder(folder: Path, method: str, setting: DetectionSetting, coun
     Raises:
         UserError: the folder holds something else, an option is wrong, or there are several ways.
     """
-    specs = parse_synthesis(method, "detection")
-    if len(specs) != 1:
-        raise UserError(f"Scenes are made in one way, and {method!r} names {len(specs)}. Make two folders instead.")
+    specs = _one(method)
     way: Any = build_synthesis(specs[0], setting)
     screen.notes(f"{specs[0].name}: {note}" for note in way.notes)
-    writer = SceneWriter(folder, setting, str(specs[0]))
+    writer = SceneWriter(folder, setting, str(specs[0]), count=count)
     done = first = writer.done()
     screen.say(f"{specs[0]}: {count} scenes of {setting.size[0]}x{setting.size[1]} pixels")
     began = time.perf_counter()
@@ -62,6 +68,13 @@ def fill_scene_folder(folder: Path, method: str, setting: DetectionSetting, coun
         losses = ", ".join(f"{name} {value:.3g}" for name, value in way.log().items())
         screen.say(f"  {done}/{count}, {pace:.1f} s a scene, about {pace * (count - done):.0f} s left. {losses}")
     return writer.finish(way.notes, time.perf_counter() - began)
+
+
+def _one(method: str) -> list[SynthesisSpec]:
+    specs = parse_synthesis(method, "detection")
+    if len(specs) != 1:
+        raise UserError(f"Scenes are made in one way, and {method!r} names {len(specs)}. Make two folders instead.")
+    return specs
 
 
 def picture_size(teacher: Detector) -> Size:

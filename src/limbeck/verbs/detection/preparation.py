@@ -1,6 +1,7 @@
 """From a recipe to a detection course: names opened, pseudo-labels made, every "auto" decided, the run's folder made."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from limbeck.tasks.detection_scores import Detections, DetectionScores
 from limbeck.training.fit import main_device
 from limbeck.training.randomness import seed_everything
 from limbeck.verbs import screen
-from limbeck.verbs.detection.made_scenes import BATCH_SIZE, fill_scene_folder, picture_size
+from limbeck.verbs.detection.made_scenes import BATCH_SIZE, fill_scene_folder, is_made, picture_size
 from limbeck.verbs.preparation import record_start, resolve_for_any_task
 from limbeck.verbs.without_data import FOLDER
 
@@ -248,11 +249,20 @@ def _made(recipe: TrainRecipe | DistillRecipe, run: Run, teacher: Detector | Non
     """Scenes made for the teacher, in the run's folder; those that are finished are not made again."""
     assert teacher is not None and isinstance(recipe, DistillRecipe)
     folder = run.path / FOLDER
-    if process_rank() == 0 and not (folder / SYNTHESIS_FILE).is_file():
+    if process_rank() == 0:
         batch_size = BATCH_SIZE if recipe.synthesis_batch_size == "auto" else recipe.synthesis_batch_size
-        setting = DetectionSetting(teacher.to(device), picture_size(teacher), batch_size, recipe.seed)
+        setting = DetectionSetting(teacher.to(device), picture_size(teacher), batch_size, recipe.seed, screen.say)
         method = "scenes" if recipe.synthesis == "auto" else recipe.synthesis
-        fill_scene_folder(folder, method, setting, int(recipe.synthetic_images))
+        count = int(recipe.synthetic_images)
+        if (folder / SYNTHESIS_FILE).is_file() and not is_made(folder, method, setting, count):
+            if recipe.resume:
+                raise UserError(
+                    f"{folder} holds scenes that were made otherwise than the run's recipe says, so the run cannot be resumed. "
+                    "Put its own scenes back, or start a new run."
+                )
+            shutil.rmtree(folder)  # of an earlier start that failed
+        if not (folder / SYNTHESIS_FILE).is_file():
+            fill_scene_folder(folder, method, setting, count)
     while not (folder / SYNTHESIS_FILE).is_file():
         time.sleep(1.0)  # of several processes the first makes the scenes; the record is written last
     return open_scenes(
