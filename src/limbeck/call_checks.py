@@ -86,6 +86,39 @@ def checked_options(
     return {option: _convert(value, hints[option]) if option in hints else value for option, value in options.items()}
 
 
+def require_at_least(method: str, least: float, **options: float) -> None:
+    """Refuse options below `least`.
+
+    Raises:
+        UserError: one is.
+    """
+    for option, value in options.items():
+        if not value >= least:
+            raise UserError(f"{method}: {option} is {value}; it must be at least {least:g}.")
+
+
+def require_share(method: str, **options: float) -> None:
+    """Refuse options outside [0, 1].
+
+    Raises:
+        UserError: one is.
+    """
+    for option, value in options.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{method}: {option} is {value}; it must be between 0 and 1.")
+
+
+def require_positive(method: str, **options: float) -> None:
+    """Refuse options that are not above 0.
+
+    Raises:
+        UserError: one is.
+    """
+    for option, value in options.items():
+        if not value > 0:
+            raise UserError(f"{method}: {option} is {value}; it must be above 0.")
+
+
 def _hints(wanted: type[Any]) -> dict[str, Any]:
     try:
         return get_type_hints(wanted.__init__)

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectionOutputs, DetectorFacts, Predictions, Target
 from limbeck.errors import UserError
 from limbeck.losses.box_overlap import corner_form, iou
 from limbeck.losses.class_names import foreground
-from limbeck.losses.kd import require_positive
 from limbeck.losses.matching import match_queries, match_truths, padded_truths
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.losses.query_loss import Layers, QueryLoss, boxes_of, paired_layers, require_layers
@@ -107,7 +107,7 @@ class CornerKD(QueryLoss):
         self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 5.0, layers: Layers = "all"
     ) -> None:
         super().__init__(student, teacher, "corner_kd")
-        require_positive("corner_kd", "temperature", temperature)
+        require_positive("corner_kd", temperature=temperature)
         require_layers("corner_kd", layers)
         require_corners("corner_kd", student, teacher)
         self.temperature = temperature

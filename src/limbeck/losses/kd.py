@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectorFacts
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
@@ -62,7 +63,7 @@ class KD(DistillationLoss):
     def __init__(self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 4.0) -> None:
         super().__init__(student, teacher)
         require_same_classes("kd", student, teacher)
-        require_positive("kd", "temperature", temperature)
+        require_positive("kd", temperature=temperature)
         self.temperature = temperature
 
     @property
@@ -102,13 +103,3 @@ def require_same_classes(method: str, student: ModelFacts, teacher: ModelFacts) 
             f"the student {student.name} has {student.num_classes}. Train the teacher on these classes first "
             "(`limbeck train`), or distil features only (reviewkd, manifold, vitkd, pkd, ...)."
         )
-
-
-def require_positive(method: str, option: str, value: float) -> None:
-    """Refuse an option that must be above zero.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not value > 0:
-        raise UserError(f"{method}: {option} is {value}; it must be above 0.")

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectionOutputs, Size, Target
 from limbeck.errors import UserError
 from limbeck.losses.box_overlap import corner_form, diou, iou
 from limbeck.losses.class_names import foreground
 from limbeck.losses.corner_kd import corner_divergence, corners_of, require_corners
-from limbeck.losses.kd import require_positive
 from limbeck.losses.matching import match_queries, match_truths, padded_truths
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.losses.query_loss import QueryLoss, boxes_of
@@ -115,7 +115,7 @@ class LD(QueryLoss):
         self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 10.0, valuable: float = 1.0
     ) -> None:
         super().__init__(student, teacher, "ld")
-        require_positive("ld", "temperature", temperature)
+        require_positive("ld", temperature=temperature)
         if not valuable >= 0:
             raise UserError(f"ld: valuable is {valuable}; it must not be negative.")
         require_corners("ld", student, teacher)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectionOutputs, DetectorFacts, Predictions, ScoreKind, Size, Target
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
 from limbeck.losses.class_names import ClassMap, class_divergence, class_notes, foreground
-from limbeck.losses.kd import require_positive
 from limbeck.losses.matching import Match, assign, class_scores
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.losses.query_loss import Layers, paired_layers, require_layers
@@ -171,7 +171,7 @@ class MaskQueryKD(DistillationLoss):
         num_points: int = POINTS,
     ) -> None:
         super().__init__(student, teacher)
-        require_positive("mask_kd", "temperature", temperature)
+        require_positive("mask_kd", temperature=temperature)
         require_layers("mask_kd", layers)
         if not 0 <= min_score < 1:
             raise UserError(f"mask_kd: min_score is {min_score}; it must be at least 0 and below 1.")

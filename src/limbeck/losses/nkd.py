@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
-from limbeck.losses.kd import require_positive, require_same_classes
+from limbeck.losses.kd import require_same_classes
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.outputs import ModelFacts, Outputs
 
@@ -87,7 +88,7 @@ class NKD(DistillationLoss):
     ) -> None:
         super().__init__(student, teacher)
         require_same_classes("nkd", student, teacher)
-        require_positive("nkd", "temperature", temperature)
+        require_positive("nkd", temperature=temperature)
         if not gamma >= 0:
             raise UserError(f"nkd: gamma is {gamma}; it must not be negative.")
         if student.num_classes < 2:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectionOutputs, Target
 from limbeck.errors import UserError
 from limbeck.losses.class_names import foreground
-from limbeck.losses.kd import require_positive
 from limbeck.losses.matching import match_queries
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.losses.query_loss import (
@@ -66,7 +66,7 @@ class QueryKD(QueryLoss):
         giou_weight: float = 2.0,
     ) -> None:
         super().__init__(student, teacher, "query_kd")
-        require_positive("query_kd", "temperature", temperature)
+        require_positive("query_kd", temperature=temperature)
         require_layers("query_kd", layers)
         if not 0 <= min_score < 1:
             raise UserError(f"query_kd: min_score is {min_score}; it must be at least 0 and below 1.")

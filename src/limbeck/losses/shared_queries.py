@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.call_checks import require_positive
 from limbeck.detection import DetectionOutputs, DetectorFacts, Predictions, Size, Target, Tokens
 from limbeck.errors import UserError
 from limbeck.losses.class_names import foreground
-from limbeck.losses.kd import require_positive
 from limbeck.losses.precision import comparable, no_autocast
 from limbeck.losses.query_loss import QueryLoss, boxes_of, soft_prediction_loss
 from limbeck.outputs import ModelFacts, Request
@@ -57,7 +57,7 @@ class SharedQueries(QueryLoss):
         giou_weight: float = 2.0,
     ) -> None:
         super().__init__(student, teacher, "shared_queries")
-        require_positive("shared_queries", "temperature", temperature)
+        require_positive("shared_queries", temperature=temperature)
         if num_random < 0:
             raise UserError(f"shared_queries: num_random is {num_random}; it must not be negative.")
         own, other = _strides("student", student), _strides("teacher", teacher)

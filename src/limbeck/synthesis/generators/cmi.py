@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.call_checks import require_at_least, require_positive
 from limbeck.models.base import VisionModel
 from limbeck.outputs import Request
 from limbeck.synthesis.base import Made, Setting
@@ -21,7 +22,6 @@ from limbeck.synthesis.generators.contrast import (
 )
 from limbeck.synthesis.generators.crops import random_resized_crops
 from limbeck.synthesis.generators.grown import BETAS, GrownGenerator
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive
 from limbeck.synthesis.priors.base import Needs, Seen
 from limbeck.synthesis.seeing import Eyes
 

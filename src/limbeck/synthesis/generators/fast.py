@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from limbeck.call_checks import require_at_least, require_positive
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.generators.grown import BETAS, GrownGenerator
 from limbeck.synthesis.generators.networks import ConvGenerator
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive
 
 REPTILE_SCALE = 67.0
 

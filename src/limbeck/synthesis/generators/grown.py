@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.call_checks import require_at_least
 from limbeck.errors import UserError
 from limbeck.losses.precision import no_autocast
 from limbeck.models.base import VisionModel
@@ -25,7 +26,7 @@ from limbeck.synthesis.generators.crops import random_shifts
 from limbeck.synthesis.generators.networks import ConvGenerator
 from limbeck.synthesis.generators.resemblance import resemblance
 from limbeck.synthesis.inversion.best import Best
-from limbeck.synthesis.inversion.choices import require_at_least, term
+from limbeck.synthesis.inversion.choices import term
 from limbeck.synthesis.inversion.engine import Term, weighed
 from limbeck.synthesis.inversion.labels import asked_classes
 from limbeck.synthesis.priors.base import Needs, Seen

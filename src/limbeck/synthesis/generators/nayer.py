@@ -8,12 +8,12 @@ vector would have to find anew; the noise is in the layer behind them, not besid
 import torch
 from torch import Tensor
 
+from limbeck.call_checks import require_at_least, require_positive
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.generators.class_embeddings import NoisyLayers, class_embeddings
 from limbeck.synthesis.generators.grown import BETAS, GrownGenerator
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive
 
 
 class NAYER(GrownGenerator):

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from limbeck.call_checks import require_positive
 from limbeck.errors import UserError
-from limbeck.losses.kd import require_positive
 from limbeck.losses.precision import no_autocast
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import Made, Setting, StreamedSynthesis
@@ -68,7 +68,7 @@ class GeneratorMethod(StreamedSynthesis):
     ) -> None:
         super().__init__(setting)
         name = type(self).__name__
-        require_positive(name, "lr", lr)
+        require_positive(name, lr=lr)
         for option, steps, least in (
             ("student_steps", student_steps, 1),
             ("updates", updates, 1),

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from limbeck.losses.kd import require_positive
+from limbeck.call_checks import require_positive
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.generators.streamed import GeneratorMethod
@@ -47,7 +47,7 @@ class ZSKT(GeneratorMethod):
         updates: int = 1,
         generator_steps: int = 2000,
     ) -> None:
-        require_positive("ZSKT", "temperature", temperature)
+        require_positive("ZSKT", temperature=temperature)
         self.temperature = temperature
         super().__init__(
             setting,

@@ -2,20 +2,9 @@
 
 from collections.abc import Callable
 
-from limbeck.errors import UserError
+from limbeck.call_checks import require_at_least
 from limbeck.synthesis.inversion.engine import Term
 from limbeck.synthesis.priors.base import Prior
-
-
-def require_at_least(method: str, least: float, **options: float) -> None:
-    """Refuse options below `least`.
-
-    Raises:
-        UserError: one is.
-    """
-    for option, value in options.items():
-        if not value >= least:
-            raise UserError(f"{method}: {option} is {value}; it must be at least {least:g}.")
 
 
 def require_roll(method: str, roll: int | str) -> None:
@@ -26,28 +15,6 @@ def require_roll(method: str, roll: int | str) -> None:
     """
     if not isinstance(roll, str):
         require_at_least(method, 0, roll=roll)
-
-
-def require_share(method: str, **options: float) -> None:
-    """Refuse options outside [0, 1].
-
-    Raises:
-        UserError: one is.
-    """
-    for option, value in options.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{method}: {option} is {value}; it must be between 0 and 1.")
-
-
-def require_positive(method: str, **options: float) -> None:
-    """Refuse options that are not above 0.
-
-    Raises:
-        UserError: one is.
-    """
-    for option, value in options.items():
-        if not value > 0:
-            raise UserError(f"{method}: {option} is {value}; it must be above 0.")
 
 
 def term(name: str, weight: float, make: Callable[[], Prior]) -> list[Term]:

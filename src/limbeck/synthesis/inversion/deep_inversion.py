@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import reads_half_size
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
+from limbeck.synthesis.inversion.choices import require_roll, term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.batch_statistics import BatchStatistics

@@ -9,12 +9,13 @@ fewer and fewer patches (PRI, arXiv:2509.23235).
 from collections.abc import Sequence
 from typing import Literal
 
+from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.errors import UserError
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.batchnorm import batchnorm_layers
 from limbeck.synthesis.inversion.abilities import most_heads, why_dense
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
+from limbeck.synthesis.inversion.choices import require_roll, term
 from limbeck.synthesis.inversion.deep_inversion import is_small, settings_for
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan, Term
 from limbeck.synthesis.inversion.sparse import Sparsity, dropping, rebirth

@@ -8,12 +8,13 @@ Inferred: rolls in proportion to the picture's size.
 
 from collections.abc import Sequence
 
+from limbeck.call_checks import require_at_least, require_positive
 from limbeck.errors import UserError
 from limbeck.models.attention import attention_blocks
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import require_attention
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, term
+from limbeck.synthesis.inversion.choices import term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.attention_disagreement import AttentionDisagreement

@@ -10,9 +10,10 @@ Inferred: the canvas is shown resized to the teacher's input; rolls in proportio
 from collections.abc import Sequence
 from typing import Literal
 
+from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
+from limbeck.synthesis.inversion.choices import require_roll, term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, growing, scaled
 from limbeck.synthesis.priors.classes import ClassLoss

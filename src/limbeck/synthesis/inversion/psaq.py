@@ -10,10 +10,11 @@ variation for itself. Version 2 of the method, whose code was never published, i
 from collections.abc import Sequence
 from typing import Literal
 
+from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import require_attention
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
+from limbeck.synthesis.inversion.choices import require_roll, term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.base import Prior

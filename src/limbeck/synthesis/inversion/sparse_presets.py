@@ -12,11 +12,12 @@ proportion to the iterations.
 from collections.abc import Sequence
 from typing import Literal
 
+from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.errors import UserError
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import sparsity_or_note
 from limbeck.synthesis.inversion.augment import Augmentation
-from limbeck.synthesis.inversion.choices import require_at_least, require_positive, require_roll, require_share, term
+from limbeck.synthesis.inversion.choices import require_roll, term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.sparse import Sparsity, dropping, rebirth
 from limbeck.synthesis.inversion.stages import Stage, scaled

@@ -8,7 +8,7 @@ only pictures that both put into the same class, so that none is made that belon
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.losses.kd import require_positive
+from limbeck.call_checks import require_positive
 from limbeck.synthesis.priors.base import Needs, Prior, Seen
 from limbeck.synthesis.priors.precision import full
 
@@ -68,7 +68,7 @@ class Disagreement(Prior):
     needs = Needs(student=True)
 
     def __init__(self, *, temperature: float = 3.0, agreement_mask: bool = False) -> None:
-        require_positive("disagreement", "temperature", temperature)
+        require_positive("disagreement", temperature=temperature)
         self.temperature = temperature
         self.agreement_mask = agreement_mask
 
@@ -95,7 +95,7 @@ class KLDisagreement(Prior):
     needs = Needs(student=True)
 
     def __init__(self, *, temperature: float = 1.0, agreement_mask: bool = True) -> None:
-        require_positive("disagreement", "temperature", temperature)
+        require_positive("disagreement", temperature=temperature)
         self.temperature = temperature
         self.agreement_mask = agreement_mask
 
