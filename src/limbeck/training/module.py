@@ -16,6 +16,7 @@ from limbeck.recipe import TrainingRecipe
 from limbeck.run import Run
 from limbeck.tasks.base import Batch, Task
 from limbeck.training.guards import FiniteGuard
+from limbeck.training.memory import peak_memory, reset_peak_memory
 from limbeck.training.optimisers import make_optimizer, make_scheduler
 from limbeck.training.randomness import seed_everything
 from limbeck.training.records import Records
@@ -60,6 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.guard = FiniteGuard(run.path)
         self.records: Records | None = None
         self.seconds = 0.0
+        self._peak_memory_before = 0
         self.status: dict[str, float] = {}
         self._timer = StageTimer(torch.device("cpu"))
         self._interval_sums: dict[str, Tensor] = {}
@@ -72,6 +74,12 @@ class TrainingModule(lightning.LightningModule):
         """The network that is measured last and saved: the moving average where there is one."""
         return self.distiller.student if self.ema is None else self.ema.module
 
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes, of all the sittings of this run; see `limbeck.training.memory`."""
+        peak = peak_memory(self.device)
+        return None if peak is None else max(peak, self._peak_memory_before)
+
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser over student and projectors, its schedule stepped per update."""
         optimizer = make_optimizer(self.distiller.trained_parameters(), self.recipe)
@@ -80,6 +88,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which is no submodule, to the device."""
+        reset_peak_memory(self.device)
         if self.distiller.teacher is not None:
             self.distiller.teacher.to(self.device)
 
@@ -157,7 +166,7 @@ class TrainingModule(lightning.LightningModule):
         if self.ema is not None:
             raw = values[main]
             values = self.task.measure([averaged[place] for place in order]) | {f"raw_{main}": raw}
-        self._record("val", values)
+        self._record("val", values | {"seconds": self.seconds})
         self.status[f"val {main}"] = values[main]
         self._interval_began = self._batch_ended = time.perf_counter()
 
@@ -165,6 +174,7 @@ class TrainingModule(lightning.LightningModule):
         """Keep what the metrics need beside the weights."""
         checkpoint["limbeck"] = {
             "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
             "interval_sums": {name: value.cpu() for name, value in self._interval_sums.items()},
             "interval_steps": self._interval_steps,
             "task": self.task.state_dict(),
@@ -174,6 +184,7 @@ class TrainingModule(lightning.LightningModule):
         """Take it up again."""
         kept = checkpoint["limbeck"]
         self.seconds = kept["seconds"]
+        self._peak_memory_before = kept.get("peak_memory") or 0
         self._interval_sums = {name: value.to(self.device) for name, value in kept["interval_sums"].items()}
         self._interval_steps = kept["interval_steps"]
         self.task.load_state_dict(kept.get("task", {}))

@@ -132,6 +132,7 @@ def _summary(
         "macs": {"student": count_macs(student), "teacher": _of(course.teacher, count_macs)},
         "seconds": seconds,
         "training_seconds": module.seconds,
+        "peak_memory": module.peak_memory,
         "images_per_second": float(np.median(rates)) if rates else None,
         "pairs": [
             {"loss": name, "student": pair.student, "teacher": pair.teacher}

@@ -104,6 +104,7 @@ def _summary(
         "image_size": [course.resize.short, course.resize.long],
         "seconds": seconds,
         "training_seconds": module.seconds,
+        "peak_memory": module.peak_memory,
         "images_per_second": float(np.median(rates)) if rates else None,
         "pairs": [
             {"loss": name, "student": pair.student, "teacher": pair.teacher}
