@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.cli import VERBS
-from limbeck.losses.names import METHODS, parse_methods
+from limbeck.losses.catalogue import METHODS
+from limbeck.losses.names import parse_methods
 from limbeck.synthesis.names import SYNTHESES, parse_synthesis
 
 ROOT = Path(__file__).parents[1]

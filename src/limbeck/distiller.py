@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
@@ -65,10 +65,10 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         if isinstance(losses, str):
             specs = parse_methods(losses)
             losses = build_losses(specs, student.facts, teacher.facts if teacher is not None else student.facts)
-        if losses and teacher is None:
-            raise UserError(
-                f"{' + '.join(loss.name for loss in losses)} needs a teacher; give one, or use the method none."
-            )
+        taught = [loss.name for loss in losses if loss.module.needs_teacher]
+        if taught and teacher is None:
+            raise UserError(f"{' + '.join(taught)} needs a teacher; give one, or use the method none.")
+        self._asks_teacher = bool(taught)
         self.schedule = tuple((loss.name, loss.weight, loss.warmup_epochs) for loss in losses)
         self.losses = nn.ModuleList(loss.module for loss in losses)
         self.supervised = supervised
@@ -114,32 +114,62 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         }
         self.loss_weights.copy_(torch.tensor(list(self.current_weights.values())))
 
-    def forward(self, inputs: Any, target: Any = None) -> dict[str, Tensor]:
+    def forward(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms of one batch.
 
         Args:
             inputs: what both models are shown.
             target: what the student learns from beside the teacher; None for unlabelled images.
+            numbers: (B,) int64, the images' places in the training set; needed only by losses that remember images.
 
         Returns:
             `task` and each distillation term by name, unweighted, and `total`, their weighted sum; scalars.
         """
-        return self.student_step(inputs, target, self.teacher_step(inputs))[0]
+        return self.student_step(inputs, target, self.teacher_step(inputs), numbers)[0]
 
     def teacher_step(self, inputs: Any) -> Any:
         """What the teacher says about the images, without gradient; None where no loss asks it."""
-        if self.teacher is None or not self.losses:
+        if self.teacher is None or not self._asks_teacher:
             return None
         self.teacher.eval()  # somebody may hold it and have switched it
         with torch.no_grad():
             return self._teacher_forward(inputs, self.teacher_request)
 
-    def student_step(self, inputs: Any, target: Any, teacher_outputs: Any) -> tuple[dict[str, Tensor], Any]:
+    def student_step(
+        self, inputs: Any, target: Any, teacher_outputs: Any, numbers: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Any]:
         """The terms as in `forward`, and the student's answers."""
-        return self._student_forward(inputs, target, teacher_outputs)
+        return self._student_forward(inputs, target, teacher_outputs, numbers)
+
+    def calibrate(self, batches: Callable[[], Iterable[Any]]) -> None:
+        """Let the losses that ask for it hear the teacher's answers to some training images, before training.
+
+        Args:
+            batches: gives the same inputs anew whenever it is called, at least `calibration_images` of them.
+        """
+        for loss in self.distillation_losses.values():
+            if loss.calibration_images and self.teacher is not None:
+                with torch.no_grad():
+                    loss.calibrate(self._run_teacher(inputs, loss.teacher_request) for inputs in batches())
+
+    @property
+    def calibration_images(self) -> int:
+        """The most that any loss asks for; 0 where `calibrate` need not be called."""
+        return max((loss.calibration_images for loss in self.distillation_losses.values()), default=0)
+
+    def expect_images(self, count: int) -> None:
+        """Tell the losses that remember images how many there are; before training, and before a state is loaded."""
+        for loss in self.distillation_losses.values():
+            loss.expect_images(count)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the student with its losses as one graph and the teacher as another, both whole."""
+        """Compile the student with its losses as one graph and the teacher as another, both whole.
+
+        Raises:
+            UserError: a loss cannot be compiled.
+        """
+        if refusing := [name for name, loss in self.distillation_losses.items() if not loss.compiles]:
+            raise UserError(f"{', '.join(refusing)} cannot be compiled. Leave --compile out.")
         kwargs = {"fullgraph": True, "dynamic": False, **kwargs}
         self._student_forward = torch.compile(self._run_student, *args, **kwargs)
         self._teacher_forward = torch.compile(self._run_teacher, *args, **kwargs)
@@ -149,7 +179,7 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         yield from ((f"student.{name}", p) for name, p in self.student.named_parameters() if p.requires_grad)
         yield from ((f"losses.{name}", p) for name, p in self.losses.named_parameters() if p.requires_grad)
 
-    def gradient_norms(self, inputs: Any, target: Any = None) -> dict[str, float]:
+    def gradient_norms(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> dict[str, float]:
         """Euclidean norm of each weighted term's gradient with respect to the student's parameters.
 
         Leaves parameters, gradients, buffers (the running statistics of BatchNorm) and the random state as they were.
@@ -161,8 +191,8 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         try:
             with torch.random.fork_rng(devices=devices), torch.enable_grad():
                 with torch.no_grad():
-                    teacher_outputs = self._run_teacher(inputs, self.teacher_request) if self.losses else None
-                terms, _ = self._run_student(inputs, target, teacher_outputs)
+                    teacher_outputs = self._run_teacher(inputs, self.teacher_request) if self._asks_teacher else None
+                terms, _ = self._run_student(inputs, target, teacher_outputs, numbers)
                 weights = dict(self.current_weights)
                 if "task" in terms:
                     weights["task"] = self.task_weight
@@ -195,13 +225,17 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         assert self.teacher is not None
         return self.teacher(inputs, request)
 
-    def _run_student(self, inputs: Any, target: Any, teacher_outputs: Any) -> tuple[dict[str, Tensor], Any]:
+    def _run_student(
+        self, inputs: Any, target: Any, teacher_outputs: Any, numbers: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Any]:
         outputs, terms, answers = self._answer(inputs, target)
+        if isinstance(outputs, Outputs):
+            outputs.numbers = numbers
         total = torch.zeros((), device=inputs.device)
         if "task" in terms:
             total = total + self.task_weight * terms["task"]
-        if teacher_outputs is not None:
-            for index, (name, loss) in enumerate(zip(self.loss_names, self.losses, strict=True)):
+        for index, (name, loss) in enumerate(self.distillation_losses.items()):
+            if teacher_outputs is not None or not loss.needs_teacher:
                 terms[name] = loss(outputs, teacher_outputs, target)
                 total = total + self.loss_weights[index] * terms[name]
         terms["total"] = total
@@ -247,7 +281,9 @@ class Distiller(Distillation[VisionModel]):
         outputs: Outputs = self.student(inputs, self.student_request)
         if self.task_loss is None or target is None:
             return outputs, {}, outputs.logits
-        return outputs, {"task": self.task_loss(outputs.logits.float(), target)}, outputs.logits
+        # Where a loss asks for the two heads of a network with a distillation token apart, labels teach the class token's.
+        logits = outputs.logits if outputs.class_logits is None else outputs.class_logits
+        return outputs, {"task": self.task_loss(logits.float(), target)}, outputs.logits
 
 
 class DetectionDistiller(Distillation[Detector]):

@@ -50,6 +50,8 @@ class ModelFacts:
         final: the last map after the model's final norm, as a Level (its name is `final`); None where the
             model has no such map.
         architecture: the name of the network itself where `name` is a run's folder; None where they are one.
+        has_distillation_token: the network has a distillation token with a head of its own beside the class token's.
+        members: of several teachers taken as one, the facts of each; empty of a single network.
     """
 
     name: str
@@ -59,6 +61,8 @@ class ModelFacts:
     pooled_channels: int
     final: Level | None = None
     architecture: str | None = None
+    has_distillation_token: bool = False
+    members: tuple["ModelFacts", ...] = ()
 
     def level(self, name: str) -> Level:
         """The level called `name` (its plain or pre-activation name).
@@ -81,6 +85,8 @@ class Request:
         pooled: ask for the vector that enters the classifier.
         final: ask for the last map after the final norm.
         class_tokens: of a classifier with a class token, ask for it at each of `levels`.
+        heads: of a network with a distillation token, ask for the logits of its two heads apart.
+        members: of several teachers taken as one, what each of them is asked for; empty otherwise.
         predictions: of a detector, ask for its scores, boxes and masks before any of them are chosen.
         regions: of a two-stage detector, ask for its answers on its own proposals.
         read_regions: of a two-stage detector, ask for the way to ask it about others' proposals.
@@ -91,6 +97,8 @@ class Request:
     pooled: bool = False
     final: bool = False
     class_tokens: bool = False
+    heads: bool = False
+    members: tuple["Request", ...] = ()
     predictions: bool = False
     regions: bool = False
     read_regions: bool = False
@@ -106,6 +114,8 @@ class Request:
             pooled=any(r.pooled for r in requests),
             final=any(r.final for r in requests),
             class_tokens=any(r.class_tokens for r in requests),
+            heads=any(r.heads for r in requests),
+            members=tuple(Request.union(of) for of in zip(*(r.members for r in requests if r.members), strict=True)),
             predictions=any(r.predictions for r in requests),
             regions=any(r.regions for r in requests),
             read_regions=any(r.read_regions for r in requests),
@@ -131,6 +141,10 @@ class Outputs:
         maps: the requested feature maps by level name, each (B, C, H, W).
         final: (B, C, H, W), the last map after the final norm.
         class_tokens: the class token at the requested levels by level name, each (B, C); empty for networks without one.
+        class_logits, distilled_logits: (B, K) of a network with a distillation token, what its two heads say; `logits` is their
+            mean.
+        members: of several teachers taken as one, the outputs of each.
+        numbers: (B,) int64, the images' places in the training set, for losses that remember images; the distiller sets it.
     """
 
     logits: Tensor
@@ -138,3 +152,7 @@ class Outputs:
     maps: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     class_tokens: dict[str, Tensor] = field(default_factory=dict)
+    class_logits: Tensor | None = None
+    distilled_logits: Tensor | None = None
+    members: tuple["Outputs", ...] = ()
+    numbers: Tensor | None = None

@@ -16,7 +16,7 @@ from tiny_detectors import FAMILIES, NAMES, PROPOSALS, pair, scene
 from limbeck.detection import Pictures, Target
 from limbeck.distiller import DetectionDistiller
 from limbeck.errors import UserError
-from limbeck.losses.names import METHODS
+from limbeck.losses.catalogue import METHODS
 from limbeck.models.detection.base import Detector
 
 DETECTION = [name for name, info in METHODS.items() if "detection" in info.tasks]

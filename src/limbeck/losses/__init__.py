@@ -6,7 +6,8 @@ Names are resolved on first use, so that listing methods or refusing a misspelt 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from limbeck.losses.names import METHODS, MethodInfo, MethodSpec, parse_methods
+from limbeck.losses.catalogue import METHODS, MethodInfo
+from limbeck.losses.names import MethodSpec, parse_methods
 
 if TYPE_CHECKING:
     from limbeck.losses.base import DistillationLoss, Pairing

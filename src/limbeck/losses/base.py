@@ -5,6 +5,7 @@ it has any, and one subclass of `DistillationLoss`, which says which levels it r
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +30,14 @@ class DistillationLoss(nn.Module, ABC):
 
     Attributes:
         needs_labels: the formula reads the ground-truth target, so unlabelled images cannot be used.
+        needs_teacher: the formula reads a teacher's outputs; one that does not is given None for them, and the student's own
+            facts as the teacher's.
+        on_logits: the formula reads nothing of either model but `logits`, so that these may be changed before.
+        matches_blocks: intermediate blocks are compared, which stochastic depth in the student makes noisy.
+        remembers_images: something is kept of every training image from epoch to epoch, by `Outputs.numbers`; see
+            `expect_images`. Such a loss has no use for mixed images, whose labels are two images', nor for images that are
+            made anew at every step.
+        compiles: the loss can be part of a compiled graph.
         default_weight: the published weight of this term in the total loss.
         default_warmup_epochs: epochs over which the published recipe raises that weight from zero.
         default_task_weight: the weight of the supervised loss that the method was published with.
@@ -38,6 +47,11 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     needs_labels: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+    on_logits: ClassVar[bool] = False
+    matches_blocks: ClassVar[bool] = False
+    remembers_images: ClassVar[bool] = False
+    compiles: ClassVar[bool] = True
     default_task_weight: ClassVar[float] = 1.0
 
     student_request: Request
@@ -62,6 +76,21 @@ class DistillationLoss(nn.Module, ABC):
         """Epochs over which the published recipe raises the weight linearly from zero."""
         return 0.0
 
+    @property
+    def calibration_images(self) -> int:
+        """How many training images `calibrate` wants to hear the teacher's answers to; 0 where it need not be called."""
+        return 0
+
+    def calibrate(self, teacher: Iterable[Any]) -> None:
+        """Take from the teacher what must be known before training, such as the spread of its features, into buffers.
+
+        Args:
+            teacher: its outputs for `teacher_request`, batch after batch, of training images as they are, not augmented.
+        """
+
+    def expect_images(self, count: int) -> None:
+        """Make room for what is remembered of `count` training images; called before training and before resuming."""
+
     @abstractmethod
     def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:
         """The unweighted term, a scalar in at least float32.
@@ -71,7 +100,7 @@ class DistillationLoss(nn.Module, ABC):
 
         Args:
             student: the student's outputs, with gradient.
-            teacher: the teacher's outputs for the same images, without gradient.
+            teacher: the teacher's outputs for the same images, without gradient; None for a loss that needs no teacher.
             target: class indices (B,) or soft labels (B, K); of detectors a sequence of `Target`, one for each
                 picture; None for unlabelled images.
         """

@@ -114,10 +114,10 @@ class TrainingModule(lightning.LightningModule):
             target = None
         if batch_idx == 0 and self.records is not None:
             few = self.task.few(inputs, target, GRADIENT_IMAGES)
-            self._record("gradients", self.distiller.gradient_norms(*few))
+            self._record("gradients", self.distiller.gradient_norms(*few, batch["index"][:GRADIENT_IMAGES]))
         with self._timer.stage("teacher"):
             teacher_outputs = self.distiller.teacher_step(inputs)
-        terms, _ = self.distiller.student_step(inputs, target, teacher_outputs)
+        terms, _ = self.distiller.student_step(inputs, target, teacher_outputs, batch["index"])
         self.guard.watch(self.global_step, terms, partial(self.task.tensors, inputs, target))
         for name, value in terms.items():
             self._interval_sums[name] = self._interval_sums.get(name, 0) + value.detach()

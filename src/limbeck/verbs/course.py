@@ -2,13 +2,22 @@
 
 import time
 
+from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
 from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import measure, predict_logits
 from limbeck.training.fit import fit
 from limbeck.verbs import results, screen
-from limbeck.verbs.preparation import Course, prepare, record_data, train_loader, training_task, val_loader
+from limbeck.verbs.preparation import (
+    Course,
+    plain_train_loader,
+    prepare,
+    record_data,
+    train_loader,
+    training_task,
+    val_loader,
+)
 from limbeck.verbs.teacher_check import require_plausible
 
 
@@ -25,6 +34,7 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     if course.images is not None:
         course.images.make_before(course.data, resume=recipe.resume)
         record_data(run, course.data.record)
+    _let_losses_look(course)
     loader = train_loader(course)
     task = training_task(course, loader)
     task.teacher_logits = course.teacher_logits
@@ -35,6 +45,24 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
         course.images.keep_samples(loader)
     results.write(course, module, seconds=time.perf_counter() - began)
     return run
+
+
+def _let_losses_look(course: Course) -> None:
+    """What losses must know of the training images before the first step."""
+    course.distiller.to(course.device)
+    course.distiller.expect_images(len(course.data.train))
+    wanted = course.distiller.calibration_images
+    if not wanted or course.recipe.resume:  # what was found is in the checkpoint
+        return
+    if not len(course.data.train):
+        asking = [name for name, loss in course.distiller.distillation_losses.items() if loss.calibration_images]
+        raise UserError(
+            f"{', '.join(asking)} measures the teacher's features on images before training, and here they are made during it. "
+            "Make them before it (limbeck synthesize), or switch the measuring off; `limbeck methods NAME` says how."
+        )
+    course.distiller.calibrate(
+        lambda: (batch["image"].to(course.device) for batch in plain_train_loader(course, most=wanted))
+    )
 
 
 def _check_teacher(course: Course) -> None:

@@ -5,7 +5,8 @@ import re
 from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.losses.names import METHODS, parse_methods
+from limbeck.losses.catalogue import METHODS
+from limbeck.losses.names import parse_methods
 from limbeck.synthesis.names import SYNTHESES, parse_synthesis
 from limbeck.verbs import screen
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.losses.names import METHODS, MethodSpec
+from limbeck.losses.catalogue import METHODS
+from limbeck.losses.names import MethodSpec
 from limbeck.recipe import Task
 from limbeck.run import Run
 

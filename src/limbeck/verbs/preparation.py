@@ -9,7 +9,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from limbeck.data.base import DataSet
+from limbeck.data.base import DataSet, ImageSource
 from limbeck.data.door import open_data
 from limbeck.data.loader import ResumableLoader, default_workers, make_train_loader, make_val_loader
 from limbeck.data.measured_on import are_numbers
@@ -92,6 +92,7 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
         task_loss=make_task(recipe, student).loss if learns_labels(recipe, data) else None,
         task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto",
     )
+    _refuse_what_cannot_be_remembered(recipe, distiller, images)
     if isinstance(recipe, DistillRecipe):
         recipe = dataclasses.replace(recipe, task_weight=distiller.task_weight)
     recipe = dataclasses.replace(recipe, out=str(run.path))
@@ -99,6 +100,23 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
     record_start(run, recipe, device, data.record, distiller)
     origin = dataclasses.replace(student.provenance)
     return Course(recipe, run, data, student, teacher, distiller, device, origin, images=images)
+
+
+def _refuse_what_cannot_be_remembered(
+    recipe: TrainRecipe | DistillRecipe, distiller: Distiller, images: MadeImages | None
+) -> None:
+    names = [name for name, loss in distiller.distillation_losses.items() if loss.remembers_images]
+    if not names:
+        return
+    remembers = f"{', '.join(names)} remembers every training image"
+    if recipe.mixup or recipe.cutmix:
+        raise UserError(f"{remembers}, and mixed images are two each. Leave out --mixup and --cutmix.")
+    if images is not None and images.online is not None:
+        raise UserError(
+            f"{remembers}, and here images are made during training. Make them before it (limbeck synthesize)."
+        )
+    if recipe.devices * recipe.nodes > 1:
+        raise UserError(f"{remembers}, on one device; this run has {recipe.devices * recipe.nodes}.")
 
 
 def learns_labels(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> bool:
@@ -182,16 +200,25 @@ def val_loader(course: Course, *, rank_share: bool = False, most: int | None = N
     if course.data.val is None:
         return None
     recipe = course.recipe
-    rank, world_size = (process_rank(recipe.devices), recipe.devices * recipe.nodes) if rank_share else (0, 1)
-    data = course.data if most is None else dataclasses.replace(course.data, val=spread(course.data.val, most))
+    ranks = (process_rank(recipe.devices), recipe.devices * recipe.nodes) if rank_share else (0, 1)
+    return _plain_loader(course, course.data.val if most is None else spread(course.data.val, most), ranks)
+
+
+def plain_train_loader(course: Course, *, most: int) -> Any:
+    """Batches of so many training images, spread evenly, as images are measured: not augmented."""
+    return _plain_loader(course, spread(course.data.train, most), (0, 1))
+
+
+def _plain_loader(course: Course, source: ImageSource, ranks: tuple[int, int]) -> Any:
+    recipe = course.recipe
     return make_val_loader(
-        data,
+        dataclasses.replace(course.data, val=source),
         view_options(recipe),
         int(recipe.view_size),
         batch_size=int(recipe.batch_size),
         num_workers=int(recipe.num_workers),
-        rank=rank,
-        world_size=world_size,
+        rank=ranks[0],
+        world_size=ranks[1],
     )
 
 
