@@ -5,11 +5,18 @@ import re
 from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.losses.catalogue import METHODS
+from limbeck.losses.catalogue import METHODS, MethodInfo
 from limbeck.losses.names import parse_methods
 from limbeck.synthesis.names import SYNTHESES, parse_synthesis
 from limbeck.verbs import screen
 
+KINDS = {
+    "logits": "Methods on logits",
+    "features": "Methods on features",
+    "relations": "Methods on relations between images or places",
+    "none": "Methods without a teacher",
+    "predictions": "Methods on what detectors predict",
+}
 MOMENTS = {"before": "before training", "between": "before, or between epochs", "during": "during training"}
 
 
@@ -27,23 +34,11 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
     """
     if name is not None:
         return {name: _explain_way(name) if _is_way(name) else _explain(name)}
-    screen.table(
-        "Methods for --method, alone or joined with +",
-        ("name", "what it does", "tasks", "labels", "paper"),
-        [
-            ("none", "the control: no distillation", "both", "needed", ""),
-            *(
-                (
-                    name,
-                    i.summary,
-                    "both" if len(i.tasks) > 1 else i.tasks[0],
-                    "needed" if i.needs_labels else "",
-                    i.reference,
-                )
-                for name, i in METHODS.items()
-            ),
-        ],
-    )
+    for kind, title in KINDS.items():
+        rows = [_row(name, info) for name, info in METHODS.items() if info.kind == kind]
+        if rows:
+            screen.table(title, ("name", "what it does, and when to take it", "needs", "paper, and its numbers"), rows)
+    screen.say("'none' is the control: no distillation. Methods are joined with +, for instance --method vitkd+nkd.")
     screen.say(
         "Options: --method 'nkd(gamma=1.0, weight=0.5)'. `limbeck methods NAME` shows a method's formula and options."
     )
@@ -53,6 +48,13 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
         [(name, i.summary, MOMENTS[i.moment], i.needs, i.reference) for name, i in SYNTHESES.items()],
     )
     return {n: vars(info) for n, info in (METHODS | SYNTHESES).items()}
+
+
+def _row(name: str, info: MethodInfo) -> tuple[str, str, str, str]:
+    tasks = "" if "classification" in info.tasks else "detectors"
+    needs = "; ".join(need for need in ("labels" if info.needs_labels else "", tasks, info.needs) if need)
+    when = f"{info.summary}\nWhen: {info.when}" if info.when else info.summary
+    return name, when, needs, f"{info.reference}\n{info.published}".rstrip()
 
 
 def _is_way(name: str) -> bool:
@@ -79,8 +81,21 @@ def _explain(name: str) -> dict[str, Any]:
 
     loss = import_loss(specs[0])
     module = inspect.getmodule(loss)
-    screen.say("\n\n".join([name, inspect.getdoc(module) or "", *_formulas(module, loss), f"{inspect.getdoc(loss)}\n"]))
+    known = METHODS.get(specs[0].name)
+    facts = [f"{label}: {text}" for label, text in _facts(known) if text] if known is not None else []
+    texts = [
+        name,
+        "\n".join(facts),
+        inspect.getdoc(module) or "",
+        *_formulas(module, loss),
+        f"{inspect.getdoc(loss)}\n",
+    ]
+    screen.say("\n\n".join(text for text in texts if text))
     return {"options": _show_options(name, loss), "needs_labels": loss.needs_labels}
+
+
+def _facts(info: MethodInfo) -> tuple[tuple[str, str], ...]:
+    return ("Needs", _row("", info)[2]), ("Published", info.published), ("When", info.when)
 
 
 def _show_options(name: str, wanted: type) -> dict[str, Any]:
