@@ -1,9 +1,9 @@
-"""What a distillation step costs beyond its student step and teacher pass, and what the full manifold term needs.
+"""What a distillation step costs beyond its student step and teacher pass, in time and memory.
 
     python benchmarks/step_cost.py --out benchmarks/results/step_cost_cpu
     python benchmarks/step_cost.py --device cuda --bf16 --compile --batch 256 --out benchmarks/results/step_cost_gpu
 
-First part. For every method, all in one run, jobs taking turns in a new order each round:
+For every method, all in one run, jobs taking turns in a new order each round:
 
     measured   step / (plain student step + teacher pass); the step is the teacher's pass, the student's pass, all
                losses, the backward pass and the optimiser's update of student and projectors
@@ -15,9 +15,7 @@ A multiply-add takes longer in a thin high-resolution convolution than in a wide
 and `predicted` does not. Neither knows element-wise work: norms, softmaxes, resizing, differences. `none` is the
 plain step made through the Distiller, with the teacher's pass beside it: what it shows above 1 is noise and plumbing.
 
-Second part. Peak memory of a forward and backward pass of the manifold terms at growing batches, beyond the inputs
-and their gradient: the full term as limbeck has it, the same from the map of all pairs of patches, and the three
-decoupled terms.
+    memory     the most that a step holds at once, over the same of `none`, weights and optimiser states not counted
 """
 
 import argparse
@@ -48,15 +46,17 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from limbeck import Distiller
 from limbeck.distiller import Distillation
 from limbeck.errors import UserError
-from limbeck.losses import manifold_full, manifold_inter, manifold_intra, manifold_random
+from limbeck.losses.catalogue import METHODS as CATALOGUE
 from limbeck.models import VisionModel, load_model
 from limbeck.outputs import Outputs, Request
 from limbeck.verbs.provenance import environment
 
 Job = Callable[[], object]
 FULL = "manifold(intra=0.0, inter=0.0, random=0.0, full=1.0)"
-METHODS = ("none", "kd", "nkd", "reviewkd", "manifold", FULL, "vitkd", "vitkd+nkd")
+METHODS = ("none", *(name for name, info in CATALOGUE.items() if "classification" in info.tasks), FULL, "vitkd+nkd")
 ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "LD_PRELOAD")
+DATA_SET = 50_000
+"""Training images, of each of which some losses keep something."""
 # Element-wise multiply-adds of one update per parameter: decay, momenta, step.
 UPDATE = {"sgd": 3, "adamw": 8}
 
@@ -88,14 +88,10 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--compile", action="store_true", help="compile student with losses, and teacher")
-    parser.add_argument("--parts", nargs="+", choices=("steps", "memory"), default=["steps", "memory"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_cost_cpu"), help="without suffix")
     options, device, results = start(parser)
-    if "steps" in options.parts:
-        for name in SMOKE if options.smoke else options.pairs:
-            results["pairs"][name] = measure_pair((SMOKE if options.smoke else PAIRS)[name], options, device)
-    if "memory" in options.parts:
-        results["memory"] = measure_memory(options, device)
+    for name in SMOKE if options.smoke else options.pairs:
+        results["pairs"][name] = measure_pair((SMOKE if options.smoke else PAIRS)[name], options, device)
     write(results, markdown(results), options.out)
 
 
@@ -143,9 +139,6 @@ def write(results: dict[str, Any], text: str, out: Path) -> None:
     out.with_name(out.name + ".md").write_text(text)
 
 
-# Steps
-
-
 def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Times and multiply-adds of every method on one pair."""
     torch.manual_seed(0)
@@ -176,6 +169,8 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
             continue
         distiller.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         distiller.set_epoch(1000)
+        distiller.expect_images(DATA_SET)
+        distiller.calibrate(lambda: [images])
         loss = bare_loss(distiller, images, target, autocast)
         own[method] = count(loss) + UPDATE[pair.optimizer] * size_of(distiller.losses.parameters())
         jobs[f"operators of {method}"] = operators(loss, distiller.losses, pair.optimizer)
@@ -186,6 +181,7 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
         )
     times = take_turns(jobs, options, device)
     base = [s + t for s, t in zip(times["student"], times["teacher"], strict=True)]
+    memory = {method: peak_memory(jobs[f"step of {method}"], device) for method in own}
     return {
         **vars(pair),
         "batch": batch,
@@ -195,7 +191,7 @@ def measure_pair(pair: Pair, options: argparse.Namespace, device: torch.device) 
         "refused": refused,
         "methods": {
             method: {"predicted": 1 + own[method] / baseline, **measured(times, method, base)}
-            | {"own_multiply_adds": own[method]}
+            | {"own_multiply_adds": own[method], "memory_bytes": memory[method]}
             for method in own
         },
     }
@@ -261,6 +257,7 @@ def whole_step(
 ) -> Job:
     """A distillation step; `beside` is run with it."""
     optimizer = make_optimizer((p for _, p in distiller.trained_parameters()), optimizer_name)
+    numbers = torch.arange(len(target), device=distiller.loss_weights.device)
     if compiled:
         distiller.compile()
 
@@ -269,7 +266,7 @@ def whole_step(
             beside()
         optimizer.zero_grad()
         with autocast():
-            total = distiller(inputs, target)["total"]
+            total = distiller(inputs, target, numbers)["total"]
         total.backward()
         optimizer.step()
 
@@ -279,21 +276,23 @@ def whole_step(
 def bare_loss(distiller: Distiller, images: Tensor, target: Tensor, autocast: Callable[[], Any]) -> Job:
     """The losses' forward and backward passes between maps that are there already."""
     with torch.no_grad(), autocast():
-        taught = distiller.teacher_step(images)
+        # Of a teacher that sees only some patches too, since its answers have the same shapes.
+        taught = distiller.teacher(images, distiller.teacher_request) if distiller.teacher is not None else None
         said: Outputs = distiller.student(images, distiller.student_request)
-    for tensor in (said.logits, said.pooled, said.final, *said.maps.values()):
-        if tensor is not None:
-            tensor.requires_grad_()
+    said.numbers = torch.arange(len(target), device=target.device)
+    answers = (said.logits, said.pooled, said.final, said.class_logits, said.distilled_logits)
+    tensors = [tensor for tensor in (*answers, *said.maps.values(), *said.class_tokens.values()) if tensor is not None]
+    for tensor in tensors:
+        tensor.requires_grad_()
 
     def run() -> None:
-        if taught is None:
+        if not distiller.losses:
             return
         with autocast():
             torch.stack([loss(said, taught, target) for loss in distiller.losses]).sum().backward()
         # Fresh gradients as in a step, not sums with those of the last call.
-        for tensor in (said.logits, said.pooled, said.final, *said.maps.values(), *distiller.losses.parameters()):
-            if tensor is not None:
-                tensor.grad = None
+        for tensor in (*tensors, *distiller.losses.parameters()):
+            tensor.grad = None
 
     return run
 
@@ -397,55 +396,6 @@ def quartiles(times: list[float], base: list[float]) -> list[float]:
     return [first, third]
 
 
-# Memory
-
-
-def explicit(student: Tensor, teacher: Tensor) -> Tensor:
-    """The full term from its definition, with the map of all pairs of patches."""
-    own, other = (F.normalize(tokens, dim=-1).flatten(0, 1) for tokens in (student, teacher))
-    return (own @ own.T - other @ other.T).square().mean()
-
-
-def measure_memory(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Peak memory and time of the manifold terms by batch size and width."""
-    count, widths, batches, largest = (
-        (16, (8, 16), (4, 8, 16), 16) if options.smoke else (196, (192, 384), (8, 16, 32, 64), 32)
-    )
-    forms = {
-        "full": manifold_full,
-        "explicit": explicit,
-        "intra": manifold_intra,
-        "inter": manifold_inter,
-        "random": manifold_random,
-    }
-    rows = []
-    for width in widths:
-        for batch in batches:
-            student = torch.randn(batch, count, width, device=device, requires_grad=True)
-            teacher = torch.randn(batch, count, width, device=device)
-            gradient = student.numel() * student.element_size()
-            jobs: dict[str, Job] = {}
-            for name, form in forms.items():
-                if name == "explicit" and batch > largest:
-                    continue
-                jobs[name] = lambda form=form, s=student, t=teacher: torch.autograd.grad(form(s, t), s)  # type: ignore[misc]
-            seconds = take_turns(jobs, options, device)
-            for name, job in jobs.items():
-                rows.append(
-                    {
-                        "form": name,
-                        "tokens": count,
-                        "width": width,
-                        "batch": batch,
-                        "inputs_bytes": 2 * gradient,
-                        "gradient_bytes": gradient,
-                        "extra_bytes": peak_memory(job, device) - gradient,
-                        "ms": 1e3 * statistics.median(seconds[name]),
-                    }
-                )
-    return {"rows": rows}
-
-
 def peak_memory(job: Job, device: torch.device) -> int:
     """The most bytes that a call holds at once beyond what was held before it."""
     job()
@@ -481,18 +431,19 @@ def markdown(results: dict[str, Any]) -> str:
             f"{pair['multiply_adds'] / 1e9:.3f} G multiply-adds. All ratios are over these two together.",
             "",
             "| method | measured (quartiles) | predicted by multiply-adds | own operators timed alone | losses timed alone "
-            "| measured / predicted | measured / operators |",
-            "|---|---|---|---|---|---|---|",
+            "| measured / predicted | measured / operators | memory |",
+            "|---|---|---|---|---|---|---|---|",
         ]
+        plain = pair["methods"]["none"]["memory_bytes"] if "none" in pair["methods"] else None
         for method, row in pair["methods"].items():
             low, high = row["measured_quartiles"]
+            ratio = f" ({row['memory_bytes'] / plain:.2f})" if plain else ""
             lines.append(
                 f"| {method} | {row['measured']:.3f} ({low:.3f} to {high:.3f}) | {row['predicted']:.3f} | {row['operators']:.3f} "
-                f"| {row['losses']:.3f} | {row['measured'] / row['predicted']:.3f} | {row['measured'] / row['operators']:.3f} |"
+                f"| {row['losses']:.3f} | {row['measured'] / row['predicted']:.3f} | {row['measured'] / row['operators']:.3f} "
+                f"| {row['memory_bytes'] / 2**20:.1f} MiB{ratio} |"
             )
         lines += [f"\n{method}: {reason}" for method, reason in pair["refused"].items()]
-    if "memory" in results:
-        lines += memory_table(results["memory"]["rows"])
     return "\n".join(lines) + "\n"
 
 
@@ -509,35 +460,6 @@ def heading(title: str, results: dict[str, Any]) -> list[str]:
         "",
         ", ".join([made["device"], made["platform"], *libraries, *allocator, f"commit {made['git_commit']}"]),
     ]
-
-
-def memory_table(rows: list[dict[str, Any]]) -> list[str]:
-    """One line per width and batch."""
-    forms = list(dict.fromkeys(row["form"] for row in rows))
-    lines = [
-        "",
-        f"## Manifold terms, {rows[0]['tokens']} patches per image, equal widths, float32",
-        "",
-        "Peak memory of forward and backward beyond the inputs and their gradient in MiB, and time in ms. `full` needs "
-        "copies of the tokens (as every term does: they are normalised) and maps of width x width; `explicit` is the "
-        "same value from maps of (batch x patches)².",
-        "",
-        "| width | batch | inputs | map of all pairs | " + " | ".join(forms) + " |",
-        "|" + "---|" * (4 + len(forms)),
-    ]
-    for width, batch in dict.fromkeys((row["width"], row["batch"]) for row in rows):
-        cells = {row["form"]: row for row in rows if (row["width"], row["batch"]) == (width, batch)}
-        shown = [
-            f"{cells[form]['extra_bytes'] / 2**20:.2f} MiB, {cells[form]['ms']:.1f} ms" if form in cells else "not run"
-            for form in forms
-        ]
-        pairs = 4 * (batch * cells["full"]["tokens"]) ** 2 / 2**20
-        lines.append(
-            f"| {width} | {batch} | {cells['full']['inputs_bytes'] / 2**20:.2f} MiB | {pairs:.2f} MiB | "
-            + " | ".join(shown)
-            + " |"
-        )
-    return lines
 
 
 if __name__ == "__main__":
