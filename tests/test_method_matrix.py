@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.distiller import Distiller
@@ -75,6 +76,24 @@ def test_two_steps_change_student_and_projectors_and_nothing_else(method: str, s
     assert torch.equal(images, shown)
     assert torch.equal(labels, known)
     assert not any("teacher" in name for name in distiller.state_dict())
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS)
+def test_soft_labels_that_are_sure_say_what_class_indices_say(method: str) -> None:
+    learner, guide = copy.deepcopy(opened(STUDENTS["ViT"])), copy.deepcopy(opened(TEACHERS["ViT"]))
+    torch.manual_seed(0)
+    distiller = Distiller(guide, learner, method)
+    images, labels = torch.rand(BATCH, 3, 32, 32), torch.arange(BATCH)
+    distiller.expect_images(BATCH)
+    distiller.calibrate(lambda: [images])
+    distiller.eval()
+    sure, mixed = F.one_hot(labels, 10).float(), torch.rand(BATCH, 10).softmax(1)
+    totals = []
+    for target in (labels, sure, mixed):
+        torch.manual_seed(1)
+        totals.append(distiller(images, target, torch.arange(BATCH))["total"])
+    assert torch.allclose(totals[0], totals[1], rtol=1e-5)
+    assert torch.isfinite(totals[2])
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
