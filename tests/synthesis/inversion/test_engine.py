@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.inversion.augment import Augmentation
-from limbeck.synthesis.inversion.engine import PixelInversion, Plan, Term
+from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.invert import Invert
 from limbeck.synthesis.inversion.stages import Stage
 from limbeck.synthesis.priors.base import Needs, Prior, Seen
 from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.disagreement import Disagreement
+from limbeck.synthesis.terms import Term
 
 from .conftest import CNN, CONVNEXT, VIT, setting, teacher
 

@@ -7,10 +7,11 @@ from torch import Tensor
 from limbeck.models.attention import reading_attention
 from limbeck.outputs import Request
 from limbeck.synthesis.inversion.augment import Drawn, show
-from limbeck.synthesis.inversion.engine import PixelInversion, Plan, Term
+from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.sparse import PatchCourse, class_attention, dropping, moved_patches, rebirth
 from limbeck.synthesis.inversion.stages import Stage
 from limbeck.synthesis.priors.base import Needs, Prior, Seen
+from limbeck.synthesis.terms import Term
 
 from .conftest import VIT, setting, teacher
 

@@ -20,19 +20,18 @@ from limbeck.errors import UserError
 from limbeck.losses.precision import no_autocast
 from limbeck.models.base import VisionModel
 from limbeck.outputs import Request
+from limbeck.synthesis.asked_classes import asked_classes
 from limbeck.synthesis.base import GrownSynthesis, Made, Setting
+from limbeck.synthesis.best import Best
 from limbeck.synthesis.generators.blended_statistics import BlendedStatistics
 from limbeck.synthesis.generators.crops import random_shifts
 from limbeck.synthesis.generators.networks import ConvGenerator
 from limbeck.synthesis.generators.resemblance import resemblance
-from limbeck.synthesis.inversion.best import Best
-from limbeck.synthesis.inversion.choices import term
-from limbeck.synthesis.inversion.engine import Term, weighed
-from limbeck.synthesis.inversion.labels import asked_classes
 from limbeck.synthesis.priors.base import Needs, Seen
 from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.disagreement import KLDisagreement
 from limbeck.synthesis.seeing import Eyes
+from limbeck.synthesis.terms import Term, term, weighed
 
 BETAS = (0.5, 0.999)
 

@@ -11,8 +11,8 @@ from limbeck.models.base import VisionModel
 from limbeck.models.kept_patches import can_keep_patches
 from limbeck.outputs import Request
 from limbeck.synthesis.base import Setting
-from limbeck.synthesis.inversion.engine import Term
 from limbeck.synthesis.inversion.sparse import Sparsity
+from limbeck.synthesis.terms import Term
 
 
 def most_heads(teacher: VisionModel) -> int:

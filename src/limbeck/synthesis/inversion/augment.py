@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.call_checks import require_at_least
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -123,6 +125,16 @@ def scaled_roll(pixels_at_224: float, size: tuple[int, int], least: int = 1) -> 
     """A roll published for 224 x 224 pixels at another size, per axis."""
     height, width = size
     return max(least, round(pixels_at_224 * height / 224)), max(least, round(pixels_at_224 * width / 224))
+
+
+def require_roll(method: str, roll: int | str) -> None:
+    """Refuse a roll in pixels that is negative; a word stands for a choice made elsewhere.
+
+    Raises:
+        UserError: it is.
+    """
+    if not isinstance(roll, str):
+        require_at_least(method, 0, roll=roll)
 
 
 def at_input_size(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

@@ -14,8 +14,7 @@ from typing import Literal
 from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import reads_half_size
-from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_roll, term
+from limbeck.synthesis.inversion.augment import Augmentation, require_roll, scaled_roll
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.batch_statistics import BatchStatistics
@@ -23,6 +22,7 @@ from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.disagreement import Disagreement
 from limbeck.synthesis.priors.pixel_norm import PixelNorm
 from limbeck.synthesis.priors.total_variation import AbsoluteVariation, TotalVariation
+from limbeck.synthesis.terms import term
 
 SMALL = 96
 """Pictures whose shorter side is below so many pixels are small; inferred (published are 32 and 224)."""

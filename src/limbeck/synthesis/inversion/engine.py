@@ -17,37 +17,18 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
 from limbeck.models.kept_patches import keeping_patches
+from limbeck.synthesis.asked_classes import asked_classes, checked_classes
 from limbeck.synthesis.base import GrownSynthesis, Made, Setting
+from limbeck.synthesis.best import Best
 from limbeck.synthesis.inversion.augment import Augmentation, Drawn, at_input_size, draw, show
-from limbeck.synthesis.inversion.best import Best
-from limbeck.synthesis.inversion.labels import asked_classes, checked_classes
 from limbeck.synthesis.inversion.sparse import PatchCourse, Sparsity, class_attention, moved_patches
 from limbeck.synthesis.inversion.stages import Stage, total
-from limbeck.synthesis.priors.base import Needs, Prior, Seen
+from limbeck.synthesis.priors.base import Needs
 from limbeck.synthesis.seeing import Eyes
+from limbeck.synthesis.terms import Term, weighed
 
 _JUDGEMENTS = 20
 """How often in the last stage pictures are judged where the best are kept; each costs a pass without gradient."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One weighted part of the loss.
-
-    Attributes:
-        name: for logs.
-        weight: of its value.
-        prior: what computes it.
-    """
-
-    name: str
-    weight: float
-    prior: Prior
-
-    @property
-    def reads_student(self) -> bool:
-        """Whether it is nothing without a student."""
-        return self.prior.needs.student or self.prior.needs.student_attention
 
 
 @dataclass(frozen=True)
@@ -202,13 +183,6 @@ class PixelInversion(GrownSynthesis):
             )
         if self.setting.num_classes == 1:
             self.notes.append(f"{teacher.facts.name} knows one class only; no class is asked for.")
-
-
-def weighed(terms: Sequence[Term], seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and every term by name with the weighted sum as `loss`."""
-    values = {term.name: term.prior(seen) for term in terms}
-    loss = torch.stack([term.weight * values[term.name] for term in terms]).sum()
-    return loss, {name: value.detach() for name, value in {**values, "loss": loss}.items()}
 
 
 def is_judged(step: int, iterations: int) -> bool:

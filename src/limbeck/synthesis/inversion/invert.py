@@ -14,10 +14,9 @@ from limbeck.errors import UserError
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.batchnorm import batchnorm_layers
 from limbeck.synthesis.inversion.abilities import most_heads, why_dense
-from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_roll, term
+from limbeck.synthesis.inversion.augment import Augmentation, require_roll, scaled_roll
 from limbeck.synthesis.inversion.deep_inversion import is_small, settings_for
-from limbeck.synthesis.inversion.engine import PixelInversion, Plan, Term
+from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.sparse import Sparsity, dropping, rebirth
 from limbeck.synthesis.inversion.sparse_presets import SMI_MOMENTS
 from limbeck.synthesis.inversion.stages import Stage, scaled
@@ -30,6 +29,7 @@ from limbeck.synthesis.priors.patch_border import PatchBorder
 from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.token_moments import ClassMeans, TokenMoments
 from limbeck.synthesis.priors.total_variation import TotalVariation
+from limbeck.synthesis.terms import Term, term
 
 Auto = Literal["auto"]
 

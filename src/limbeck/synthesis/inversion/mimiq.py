@@ -14,7 +14,6 @@ from limbeck.models.attention import attention_blocks
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import require_attention
 from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import term
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.attention_disagreement import AttentionDisagreement
@@ -22,6 +21,7 @@ from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.head_similarity import HeadSimilarity
 from limbeck.synthesis.priors.patch_similarity import GaussianDiversity
 from limbeck.synthesis.priors.total_variation import TotalVariation
+from limbeck.synthesis.terms import term
 
 
 class MimiQ(PixelInversion):

@@ -12,12 +12,12 @@ from typing import Literal
 
 from limbeck.call_checks import require_at_least, require_positive, require_share
 from limbeck.synthesis.base import Setting
-from limbeck.synthesis.inversion.augment import Augmentation, scaled_roll
-from limbeck.synthesis.inversion.choices import require_roll, term
+from limbeck.synthesis.inversion.augment import Augmentation, require_roll, scaled_roll
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.stages import Stage, growing, scaled
 from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.total_variation import TotalVariation
+from limbeck.synthesis.terms import term
 
 
 class PlugIn(PixelInversion):

@@ -16,13 +16,13 @@ from limbeck.call_checks import require_at_least, require_positive, require_shar
 from limbeck.errors import UserError
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.abilities import sparsity_or_note
-from limbeck.synthesis.inversion.augment import Augmentation
-from limbeck.synthesis.inversion.choices import require_roll, term
+from limbeck.synthesis.inversion.augment import Augmentation, require_roll
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
 from limbeck.synthesis.inversion.sparse import Sparsity, dropping, rebirth
 from limbeck.synthesis.inversion.stages import Stage, scaled
 from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.total_variation import TotalVariation
+from limbeck.synthesis.terms import term
 
 SMI_MOMENTS = tuple(step / 4000 for step in (50, 100, 200, 300))
 """Published iterations 50, 100, 200 and 300 of 4000."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from limbeck.errors import UserError
-from limbeck.synthesis.inversion.labels import asked_classes, checked_classes
+from limbeck.synthesis.asked_classes import asked_classes, checked_classes
 
 
 def test_whole_cycles_ask_for_each_class_equally_often() -> None:
