@@ -139,7 +139,7 @@ def test_a_teacher_without_maps_or_batchnorm_is_left_its_answers(
     model = copy.deepcopy(vit_setting.teacher)
     one = (replace(model.facts.levels[-1], grid=(1, 1)),) if levels == "of one position" else ()
     model.facts = replace(model.facts, levels=one)
-    for module in ("inversion.abilities", "priors.patch_similarity"):
+    for module in ("priors.head_similarity", "priors.patch_similarity"):
         monkeypatch.setattr(f"limbeck.synthesis.{module}.attention_blocks", lambda model: [])
     way = make(replace(vit_setting, teacher=model), warmup_rounds=0, adv=0.0)
     assert any("the diversity of patches is left out" in note for note in way.notes)

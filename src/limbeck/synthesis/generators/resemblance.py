@@ -8,8 +8,7 @@ from limbeck.synthesis import moments
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.batchnorm import batchnorm_layers
 from limbeck.synthesis.generators.blended_statistics import BlendedStatistics
-from limbeck.synthesis.inversion.abilities import most_heads
-from limbeck.synthesis.priors.head_similarity import HeadSimilarity
+from limbeck.synthesis.priors.head_similarity import HeadSimilarity, most_heads
 from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.token_moments import TokenMoments
 from limbeck.synthesis.terms import Term, term

@@ -6,22 +6,13 @@ import torch
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.models.attention import attention_blocks, reading_attention
 from limbeck.models.base import VisionModel
 from limbeck.models.kept_patches import can_keep_patches
 from limbeck.outputs import Request
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.inversion.sparse import Sparsity
+from limbeck.synthesis.priors.head_similarity import most_heads
 from limbeck.synthesis.terms import Term
-
-
-def most_heads(teacher: VisionModel) -> int:
-    """The largest number of heads among its attention blocks; 0 where no attention can be read."""
-    if not attention_blocks(teacher):
-        return 0
-    with torch.no_grad(), reading_attention(teacher) as attentions:
-        teacher.read(_blank(teacher, 1), Request())
-    return max((attention.query.shape[1] for attention in attentions), default=0)
 
 
 def require_attention(teacher: VisionModel, method: str, heads: int = 1) -> None:
@@ -46,9 +37,11 @@ def require_attention(teacher: VisionModel, method: str, heads: int = 1) -> None
 def reads_half_size(teacher: nn.Module) -> bool:
     """Whether the network takes pictures of half its own height and width."""
     assert isinstance(teacher, VisionModel)
+    height, width = teacher.facts.input_size
+    blank = torch.zeros(1, 3, height // 2, width // 2, device=teacher.mean.device)
     try:
         with torch.no_grad():
-            teacher.read(_blank(teacher, 2), Request())
+            teacher.read(blank, Request())
     except (RuntimeError, ValueError, AssertionError):
         return False
     return True
@@ -82,8 +75,3 @@ def sparsity_or_note(
     if reason is None:
         return sparsity, []
     return None, [f"{method} feeds all patches of {setting.teacher.facts.name} at every step, because {reason}."]
-
-
-def _blank(teacher: VisionModel, shrunk: int) -> torch.Tensor:
-    height, width = teacher.facts.input_size
-    return torch.zeros(1, 3, height // shrunk, width // shrunk, device=teacher.mean.device)

@@ -13,7 +13,7 @@ from limbeck.call_checks import require_at_least, require_positive, require_shar
 from limbeck.errors import UserError
 from limbeck.synthesis.base import Setting
 from limbeck.synthesis.batchnorm import batchnorm_layers
-from limbeck.synthesis.inversion.abilities import most_heads, why_dense
+from limbeck.synthesis.inversion.abilities import why_dense
 from limbeck.synthesis.inversion.augment import Augmentation, require_roll, scaled_roll
 from limbeck.synthesis.inversion.deep_inversion import is_small, settings_for
 from limbeck.synthesis.inversion.engine import PixelInversion, Plan
@@ -24,7 +24,7 @@ from limbeck.synthesis.moments import Moments, load
 from limbeck.synthesis.priors.batch_statistics import BatchStatistics
 from limbeck.synthesis.priors.classes import ClassLoss
 from limbeck.synthesis.priors.disagreement import Disagreement
-from limbeck.synthesis.priors.head_similarity import HeadSimilarity
+from limbeck.synthesis.priors.head_similarity import HeadSimilarity, most_heads
 from limbeck.synthesis.priors.patch_border import PatchBorder
 from limbeck.synthesis.priors.patch_similarity import GaussianDiversity, why_no_diversity
 from limbeck.synthesis.priors.token_moments import ClassMeans, TokenMoments

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.losses.precision import no_autocast
-from limbeck.models.attention import Attention
+from limbeck.models.attention import Attention, attention_blocks, reading_attention
+from limbeck.models.base import VisionModel
+from limbeck.outputs import Request
 from limbeck.synthesis.priors.attention_rows import among_patches, patch_scores, require_attention
 from limbeck.synthesis.priors.base import Needs, Prior, Seen
 from limbeck.synthesis.priors.recomputing import recomputed
@@ -91,6 +93,16 @@ class HeadSimilarity(Prior):
             )
         with no_autocast(seen.shown):
             return torch.stack([_block(one) for one in blocks]).mean()
+
+
+def most_heads(model: VisionModel) -> int:
+    """The largest number of heads among its attention blocks; 0 where no attention can be read."""
+    if not attention_blocks(model):
+        return 0
+    blank = torch.zeros(1, 3, *model.facts.input_size, device=model.mean.device)
+    with torch.no_grad(), reading_attention(model) as attentions:
+        model.read(blank, Request())
+    return max((attention.query.shape[1] for attention in attentions), default=0)
 
 
 def _block(attention: Attention) -> Tensor:
