@@ -113,7 +113,7 @@ def fill_folder(
 
 
 def build_ways(specs: Sequence[SynthesisSpec], setting: Setting) -> list[Synthesis]:
-    """Every way of a list; one that would puzzle a student says that there is none.
+    """Every way of a list, in its order.
 
     Raises:
         UserError: an option is wrong, or a way refuses this teacher.
