@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from limbeck.synthesis.generators.dafl import DAFL
 from limbeck.synthesis.generators.dfad import DFAD
 from limbeck.synthesis.generators.streamed import GeneratorMethod
 from limbeck.synthesis.generators.zskt import ZSKT
+
+from .conftest import SmallNetwork
 
 Make = Callable[..., GeneratorMethod]
 
@@ -65,6 +67,36 @@ def test_networks_are_left_as_they_were(
     assert (snapshot(setting.teacher), snapshot(student)) == before
     assert not same(method.network.state_dict(), parameters)
     assert all(parameter.grad is None for parameter in method.network.parameters())
+
+
+class KeepsItsWeights(nn.Linear):
+    """In evaluation mode it goes on with the weights of its first pass until `train` is called, as attention biases do."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(inputs)
+        self.kept = self.weight.detach().clone() if self.kept is None else self.kept
+        return nn.functional.linear(inputs, self.kept, self.bias)
+
+
+def test_a_student_is_asked_with_the_weights_that_it_has_now(setting: Setting, student: SmallNetwork) -> None:
+    student.classifier = KeepsItsWeights(8, 4)
+    ours, fresh = (DFAD(setting, **SMALL) for _ in range(2))
+    ours.learn(student)
+    fresh.load_state_dict(copy.deepcopy(ours.state_dict()))
+    with torch.no_grad():
+        student.classifier.weight.neg_()
+    newborn = copy.deepcopy(student).train()
+    for method, one in ((ours, student), (fresh, newborn)):
+        torch.manual_seed(7)
+        method.learn(one)
+    assert same(ours.state_dict(), fresh.state_dict())
 
 
 def test_drawing_changes_nothing_and_needs_no_gradient(make: Make, setting: Setting, student: VisionModel) -> None:

@@ -8,7 +8,7 @@ The learning rate is constant; the original code of ZSKT lowers it along with th
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from limbeck.call_checks import require_positive
 from limbeck.errors import UserError
 from limbeck.losses.precision import no_autocast
 from limbeck.models.base import VisionModel
+from limbeck.models.detection.base import evaluating
 from limbeck.synthesis.base import Made, Setting, StreamedSynthesis
 from limbeck.synthesis.generators.networks import ConvGenerator
 
@@ -192,7 +193,8 @@ class GeneratorMethod(StreamedSynthesis):
 
     def _update(self, student: VisionModel | None) -> None:
         parameters = list(self.network.parameters())
-        with torch.enable_grad(), no_autocast(self.setting.teacher.mean), evaluating(student):
+        still = nullcontext() if student is None else evaluating(student)
+        with torch.enable_grad(), no_autocast(self.setting.teacher.mean), still:
             terms = self.terms(self.network(self._latents(self.setting.batch_size)), student)
             loss = torch.stack([weight * terms[name] for name, weight in self.weights.items() if name in terms]).sum()
             gradients = torch.autograd.grad(loss, parameters)
@@ -208,16 +210,3 @@ class GeneratorMethod(StreamedSynthesis):
                 f"{type(self).__name__} seeks pictures on which a student disagrees with the teacher, and no student was "
                 "given. Use it while a student learns: limbeck distill --data none --synthesis ..."
             )
-
-
-@contextmanager
-def evaluating(model: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode while it lasts; then every part is in its own mode again, also where they differed."""
-    modes = [] if model is None else [(part, part.training) for part in model.modules()]
-    for part, _ in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
