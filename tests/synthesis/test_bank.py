@@ -20,10 +20,11 @@ from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.outputs import ModelFacts, Outputs, Request
 from limbeck.synthesis import bank
-from limbeck.synthesis.bank import BankWriter, class_folders, to_pixels
+from limbeck.synthesis.bank import BankWriter, class_folders
 from limbeck.synthesis.bank_sheet import choose, draw_sheet
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.names import parse_synthesis
+from limbeck.synthesis.pixels import to_pixels
 from limbeck.synthesis.quality import MEANINGS
 
 NAMES = ("maple/tree", "äpfel 🍎", "..", "CON", "a | b", "dog", "dog?", "ant", "a" * 300, "never seen")

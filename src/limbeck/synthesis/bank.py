@@ -41,6 +41,7 @@ from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.data_card import data_card
 from limbeck.synthesis.journal import Row, flat, open_journal, write_or_explain
 from limbeck.synthesis.names import SynthesisSpec
+from limbeck.synthesis.pixels import to_pixels
 from limbeck.synthesis.quality import mean_confidence, measure, read_as_asked
 
 IMAGES_FOLDER = "images"
@@ -300,11 +301,6 @@ def class_folders(num_classes: int, class_names: Sequence[str] | None) -> list[s
         f"{number}_{name}" if name and name != str(label) else number
         for label, (number, name) in enumerate(zip(numbers, safe, strict=True))
     ]
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8, rounded."""
-    return images.detach().float().mul(255).round().clamp(0, 255).byte()
 
 
 def of_network(model: VisionModel) -> dict[str, Any]:

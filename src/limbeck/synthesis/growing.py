@@ -22,6 +22,7 @@ from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.base import VisionModel
 from limbeck.synthesis.base import GrownSynthesis
+from limbeck.synthesis.pixels import to_pixels
 from limbeck.tasks.classification import ClassificationTask
 
 
@@ -164,7 +165,7 @@ class GrowingPool:
     def _grow(self) -> None:
         warming = self.rounds < self.synthesis.warmup_rounds
         made = self.synthesis.grow(None if warming else self.student, self.rounds)
-        images = made.images.detach().mul(255).round().clamp(0, 255).byte()
+        images = to_pixels(made.images)
         labels = teacher_labels(self.synthesis.setting.teacher, images.float() / 255).numpy()
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
         self.folder.mkdir(parents=True, exist_ok=True)

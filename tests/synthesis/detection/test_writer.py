@@ -18,9 +18,10 @@ from limbeck.data.detection.names import check_scenes_name
 from limbeck.detection import Found, Target
 from limbeck.errors import UserError
 from limbeck.synthesis.detection import writer as module
-from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, to_pixels
+from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes
 from limbeck.synthesis.detection.labels import ellipses
 from limbeck.synthesis.detection.writer import SceneWriter, measure
+from limbeck.synthesis.pixels import to_pixels
 
 SIZE = (48, 64)
 BOXES = ([4.25, 3, 30, 40.5], [33, 8, 60.125, 44])
@@ -65,7 +66,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, masks: bool) -> None:
     assert check_scenes_name(str(folder)).kind == "synthetic"
     train = open_scenes(str(folder)).train
     assert (len(train), train.class_names, train.has_masks) == (4, NAMES, masks)
-    pixels = torch.cat([to_pixels(made.images) for made in batches]).numpy()
+    pixels = torch.cat([to_pixels(made.images) for made in batches]).permute(0, 2, 3, 1).numpy()
     for index, target in enumerate(target for made in batches for target in made.targets):
         assert np.array_equal(np.asarray(train.read(index)), pixels[index])
         objects = train.objects(index)

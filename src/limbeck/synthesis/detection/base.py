@@ -131,8 +131,3 @@ def find(teacher: Detector, images: Tensor) -> list[Found]:
     height, width = images.shape[-2:]
     limits = images.new_tensor([width, height, width, height])
     return [replace(one, boxes=one.boxes.clamp(min=0).minimum(limits)) for one in found]
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Pictures as an 8-bit file holds them: (N, height, width, 3) uint8 on the CPU."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -30,11 +30,12 @@ from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.weights import weights_hash
 from limbeck.recipe import differences
-from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find, to_pixels
+from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find
 from limbeck.synthesis.detection.card import data_card
 from limbeck.synthesis.detection.labels import CONFIDENT, match
 from limbeck.synthesis.detection.sheet import sheet_item
 from limbeck.synthesis.journal import flat, is_there, make_folder, require_same, write_or_explain
+from limbeck.synthesis.pixels import to_pixels
 
 RECORD_FILE = SYNTHESIS_FILE
 ANNOTATIONS_FILE = "annotations.json"
@@ -85,14 +86,15 @@ class SceneWriter:
         Raises:
             UserError: the disk is full.
         """
-        pixels = to_pixels(made.images)
-        saved = (pixels.permute(0, 3, 1, 2).float() / 255).to(self.setting.device)
+        pixels = to_pixels(made.images).cpu()
+        saved = (pixels.float() / 255).to(self.setting.device)
+        pictures = pixels.permute(0, 2, 3, 1).numpy()
         scenes: list[Scene] = []
-        for picture, target, found in zip(pixels, made.targets, find(self.setting.teacher, saved), strict=True):
+        for picture, target, found in zip(pictures, made.targets, find(self.setting.teacher, saved), strict=True):
             number = len(self.scenes) + len(scenes)
             name = f"{number:06d}.png"
             with atomic_write(self.folder / IMAGES_FOLDER / name) as file:
-                Image.fromarray(picture.numpy()).save(file, format="PNG")
+                Image.fromarray(picture).save(file, format="PNG")
             height, width = (int(side) for side in picture.shape[:2])
             image = {"id": number + 1, "file_name": name, "height": height, "width": width}
             scenes.append({"image": image, "annotations": _annotations(target, found, number + 1)})
