@@ -5,20 +5,16 @@ every step of it (`StreamedSynthesis.learn`, `.draw`). Images are pictures in [0
 where it optimises in the teacher's own space.
 """
 
-import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.models.base import VisionModel
-from limbeck.synthesis.pace import Pace
-from limbeck.training.randomness import seed_everything
+from limbeck.synthesis.way import Way
 
 
 @dataclass(frozen=True)
@@ -79,76 +75,17 @@ class Made:
         return len(self.images)
 
 
-@contextmanager
-def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Random numbers (torch's, numpy's, Python's) that depend on these parts only.
-
-    The generators' own state comes back afterwards.
-
-    Args:
-        device: whose generator is set beside the CPU's.
-        parts: a setting's seed, and what tells this place from others.
-    """
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_everything("synthesis", *parts)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-class Synthesis(ABC):
-    """A way of making images.
+class Synthesis(Way[Setting, Made]):
+    """A way of making images for a classifier.
 
     Subclasses take `setting` first and keyword-only options with the paper's defaults, and say in their docstring what
     each option is, in which units, and where the default comes from.
 
     Attributes:
-        setting: as given.
-        notes: sentences for the user about what was decided (a prior that this teacher cannot give, a fallback, ...).
         needs_learning_student: it is of no use without a student that learns at the same time.
     """
 
     needs_learning_student: ClassVar[bool] = False
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.notes: list[str] = []
-        self._pace = Pace(setting.say)
-
-    @abstractmethod
-    def make(self, count: int, done: int = 0) -> Iterator[Made]:
-        """Finished pictures, batch after batch, without any student that learns.
-
-        The same whatever happened before: each batch seeds its own random numbers.
-
-        Args:
-            count: pictures in all.
-            done: the first so many were already written by an earlier run that was stopped (whole batches), and are
-                left out.
-        """
-
-    def log(self) -> dict[str, float]:
-        """Numbers about the last batch or step (losses by name), for metrics; empty before it."""
-        return {}
-
-    def tell(self, what: str, step: int, steps: int) -> None:
-        """Say how far something long is, with `log`, where the setting has a listener and every few seconds only.
-
-        Args:
-            what: as it goes on after "left of": "these 64 pictures".
-            step: that is over, counted from 1.
-            steps: in all.
-        """
-        self._pace.tell(what, step, steps, self.log)
-
-    @contextmanager
-    def seeded(self, *parts: int | str) -> Iterator[None]:
-        """Random numbers that depend on the setting's seed and these parts only; see the function `seeded`."""
-        with seeded(self.setting.device, self.setting.seed, *parts):
-            yield
 
 
 class GrownSynthesis(Synthesis):

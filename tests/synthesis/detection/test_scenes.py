@@ -14,13 +14,13 @@ from tiny_detectors import NAMES, opened
 from limbeck.detection import Found
 from limbeck.errors import UserError
 from limbeck.models.detection.base import Detector
-from limbeck.synthesis.base import seeded
 from limbeck.synthesis.build import build_synthesis
 from limbeck.synthesis.detection import scenes as module
 from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, as_pictures
 from limbeck.synthesis.detection.scene_loss import SceneLoss
 from limbeck.synthesis.detection.scenes import Scenes
 from limbeck.synthesis.names import SYNTHESES, parse_synthesis
+from limbeck.synthesis.way import seeded
 
 FAMILIES = ("faster_rcnn", "mask_rcnn", "retinanet", "yolos", "detr")
 SIZE = (64, 96)

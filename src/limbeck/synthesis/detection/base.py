@@ -4,9 +4,7 @@ A classifier's pictures carry at most the class that they were made for, a detec
 detector predicts them.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,8 +13,7 @@ from torch import Tensor
 
 from limbeck.detection import Found, Pictures, Size, Target
 from limbeck.models.detection.base import Detector
-from limbeck.synthesis.base import seeded
-from limbeck.synthesis.pace import Pace
+from limbeck.synthesis.way import Way
 
 _DIVISOR = 32
 
@@ -69,43 +66,11 @@ class MadeScenes:
         return len(self.images)
 
 
-class SceneSynthesis(ABC):
+class SceneSynthesis(Way[DetectionSetting, MadeScenes]):
     """A way of making annotated pictures.
 
     Subclasses take `setting` first and keyword-only options, and say in their docstring what each option is.
-
-    Attributes:
-        setting: as given.
-        notes: sentences for the user about what was decided.
     """
-
-    def __init__(self, setting: DetectionSetting) -> None:
-        self.setting = setting
-        self.notes: list[str] = []
-        self._pace = Pace(setting.say)
-
-    @abstractmethod
-    def make(self, count: int, done: int = 0) -> Iterator[MadeScenes]:
-        """Finished pictures, batch after batch; the same whatever happened before.
-
-        Args:
-            count: pictures in all.
-            done: the first so many were already written by an earlier run that was stopped, and are left out.
-        """
-
-    def log(self) -> dict[str, float]:
-        """Numbers about the last batch (losses by name), for metrics; empty before it."""
-        return {}
-
-    def tell(self, what: str, step: int, steps: int) -> None:
-        """Say how far something long is; see `limbeck.synthesis.base.Synthesis.tell`."""
-        self._pace.tell(what, step, steps, self.log)
-
-    @contextmanager
-    def seeded(self, *parts: int | str) -> Iterator[None]:
-        """Random numbers that depend on the setting's seed and these parts only; see `limbeck.synthesis.base.seeded`."""
-        with seeded(self.setting.device, self.setting.seed, *parts):
-            yield
 
 
 def as_pictures(images: Tensor) -> Pictures:

@@ -121,7 +121,7 @@ class Scenes(SceneSynthesis):
         self._log: dict[str, float | Tensor] = {}
 
     def make(self, count: int, done: int = 0) -> Iterator[MadeScenes]:
-        """See `SceneSynthesis.make`; of a batch of which some pictures are done, all are made and those left out."""
+        """See `Way.make`; of a batch of which some pictures are done, all are made and those left out."""
         size = self.setting.batch_size
         if done >= count:
             return
