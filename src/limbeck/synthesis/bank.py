@@ -29,17 +29,17 @@ from torch import Tensor
 
 import limbeck
 from limbeck.data.folder import FolderSource
-from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE
+from limbeck.data.names import SYNTHESIS_FILE
 from limbeck.data.synthetic import FORMAT_VERSION
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.base import VisionModel
 from limbeck.models.weights import file_hash, weights_hash
-from limbeck.recipe import differences
 from limbeck.synthesis.bank_sheet import draw_sheet
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.data_card import data_card
-from limbeck.synthesis.journal import Row, flat, open_journal, write_or_explain
+from limbeck.synthesis.journal import Row, open_journal, write_or_explain
+from limbeck.synthesis.journal import is_of_recipe as is_of_recipe
 from limbeck.synthesis.names import SynthesisSpec
 from limbeck.synthesis.pixels import to_pixels
 from limbeck.synthesis.quality import mean_confidence, measure, read_as_asked
@@ -267,20 +267,6 @@ def recipe_of(
         "seed": setting.seed,
         "image_format": image_format,
     }
-
-
-def is_of_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether a folder's pictures, finished or begun, are those of a recipe (see `recipe_of`), or there are none."""
-    finished, begun = folder / SYNTHESIS_FILE, folder / PARTIAL_FILE
-    if finished.is_file():
-        record = json.loads(finished.read_bytes())
-    elif begun.is_file():
-        record = json.loads(begun.read_bytes().partition(b"\n")[0])
-    else:
-        return True
-    kept = {key: record.get(key) for key in recipe}
-    kept["sources"] = [{"text": one["text"], "count": one["count"]} for one in record["sources"]]
-    return not differences(flat(kept), flat(json.loads(json.dumps(recipe))))
 
 
 def class_folders(num_classes: int, class_names: Sequence[str] | None) -> list[str]:

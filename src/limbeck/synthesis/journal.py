@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.names import PARTIAL_FILE
+from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE
 from limbeck.errors import UserError
 from limbeck.files import NO_SPACE, atomic_write
 from limbeck.recipe import differences
@@ -128,11 +128,31 @@ def require_same(folder: Path, before: dict[str, Any], recipe: dict[str, Any]) -
     Raises:
         UserError: they differ; the message names where.
     """
-    if changed := differences(flat(before), flat(recipe)):
+    if changed := differences(_flat(before), _flat(recipe)):
         raise UserError(
             f"{folder} holds images that were begun with another recipe ({'; '.join(changed)}). Give the same options to go on "
             "with them, choose another folder, or empty this one."
         )
+
+
+def is_of_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a folder's pictures, finished or begun, are those of a recipe, or there are none.
+
+    Args:
+        folder: of the pictures.
+        recipe: plain values from which pictures follow; `sources` holds `text` and `count` of each, of which a finished
+            folder's record says more.
+    """
+    finished, begun = folder / SYNTHESIS_FILE, folder / PARTIAL_FILE
+    if finished.is_file():
+        record = json.loads(finished.read_bytes())
+    elif begun.is_file():
+        record = json.loads(begun.read_bytes().partition(b"\n")[0])
+    else:
+        return True
+    kept = {key: record.get(key) for key in recipe}
+    kept["sources"] = [{"text": one["text"], "count": one["count"]} for one in record["sources"]]
+    return not differences(_flat(kept), _flat(json.loads(json.dumps(recipe))))
 
 
 def is_there(path: Path, length: int) -> bool:
@@ -171,15 +191,15 @@ def _parse(line: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested values by their paths, without what a network is merely called."""
     if isinstance(value, dict) and value:
         inner = {key: one for key, one in value.items() if not ("weights_sha256" in value and key in _FREE)}
         return {
             path: one
             for key, part in inner.items()
-            for path, one in flat(part, f"{name}.{key}" if name else key).items()
+            for path, one in _flat(part, f"{name}.{key}" if name else key).items()
         }
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        return {path: one for i, part in enumerate(value) for path, one in flat(part, f"{name}[{i}]").items()}
+        return {path: one for i, part in enumerate(value) for path, one in _flat(part, f"{name}[{i}]").items()}
     return {name: value}

@@ -29,12 +29,11 @@ from limbeck.detection import Found, Target
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.models.weights import weights_hash
-from limbeck.recipe import differences
 from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find
 from limbeck.synthesis.detection.card import data_card
 from limbeck.synthesis.detection.labels import CONFIDENT, match
 from limbeck.synthesis.detection.sheet import sheet_item
-from limbeck.synthesis.journal import flat, is_there, make_folder, require_same, write_or_explain
+from limbeck.synthesis.journal import is_there, make_folder, require_same, write_or_explain
 from limbeck.synthesis.pixels import to_pixels
 
 RECORD_FILE = SYNTHESIS_FILE
@@ -204,12 +203,6 @@ def recipe_of(setting: DetectionSetting, text: str, count: int | None) -> dict[s
         "batch_size": setting.batch_size,
         "seed": setting.seed,
     }
-
-
-def is_of_recipe(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether a finished folder holds the scenes of a recipe (see `recipe_of`)."""
-    record = json.loads((folder / SYNTHESIS_FILE).read_bytes())
-    return not differences(flat({key: record.get(key) for key in recipe}), flat(json.loads(json.dumps(recipe))))
 
 
 def measure(scenes: Sequence[Scene], class_names: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from limbeck.models.detection.door import load_detector
 from limbeck.recipe import SynthesizeRecipe
 from limbeck.synthesis.build import build_synthesis
 from limbeck.synthesis.detection.base import DetectionSetting
-from limbeck.synthesis.detection.writer import SceneWriter, is_of_recipe, recipe_of
+from limbeck.synthesis.detection.writer import SceneWriter, recipe_of
+from limbeck.synthesis.journal import is_of_recipe
 from limbeck.synthesis.names import SynthesisSpec, parse_synthesis
 from limbeck.training.fit import choose_accelerator, main_device
 from limbeck.verbs import screen
@@ -40,7 +41,7 @@ def make_scenes(recipe: SynthesizeRecipe, folder: Path) -> Path:
 
 
 def is_made(folder: Path, method: str, setting: DetectionSetting, count: int) -> bool:
-    """Whether a finished folder holds just these scenes."""
+    """Whether the scenes of a folder are just these, or there are none."""
     (spec,) = _one(method)
     return is_of_recipe(folder, recipe_of(setting, str(spec), count))
 
