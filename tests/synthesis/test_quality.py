@@ -60,6 +60,7 @@ def test_balance_is_one_when_classes_are_equal_and_zero_when_there_is_one() -> N
     assert class_balance(torch.tensor([0, 9, 0])) == 0
     assert class_balance(torch.tensor([1, 1, 0, 0])) == pytest.approx(0.5)
     assert class_balance(torch.tensor([7])) == 1
+    assert class_balance(torch.tensor([0, 0])) == 0
 
 
 def test_confidence_and_the_share_read_as_asked() -> None:

@@ -125,10 +125,10 @@ def measure(
 
 
 def class_balance(counts: Int[Tensor, " classes"]) -> float:
-    """Entropy of the counts' shares over log K; 1 of a single class."""
+    """Entropy of the counts' shares over log K; 1 of a single class, 0 where nothing is counted."""
     if len(counts) == 1:
         return 1.0
-    shares = counts.double() / counts.sum()
+    shares = counts.double() / counts.sum().clamp(min=1)
     return float(torch.special.entr(shares).sum() / math.log(len(counts)))
 
 

@@ -35,6 +35,7 @@ from limbeck.synthesis.detection.labels import CONFIDENT, match
 from limbeck.synthesis.detection.sheet import sheet_item
 from limbeck.synthesis.journal import is_there, make_folder, require_same, write_or_explain
 from limbeck.synthesis.pixels import to_pixels
+from limbeck.synthesis.quality import class_balance
 
 RECORD_FILE = SYNTHESIS_FILE
 ANNOTATIONS_FILE = "annotations.json"
@@ -209,8 +210,7 @@ def measure(scenes: Sequence[Scene], class_names: Sequence[str]) -> dict[str, An
     """What the pictures hold, in numbers.
 
     Returns:
-        `pictures`; `boxes`; `boxes_per_picture`: mean, least and most; `class_counts`; `class_balance`: the entropy of the
-        boxes' classes as a share of the largest possible, 1 where all are equally frequent, or where there is one;
+        `pictures`; `boxes`; `boxes_per_picture`: mean, least and most; `class_counts`; `class_balance` of the boxes' classes;
         `mean_teacher_score` of the boxes' classes on the saved pictures, 0 where not found; `found_again`: the share of
         the boxes that the teacher finds there with a score of at least 0.2.
     """
@@ -220,17 +220,13 @@ def measure(scenes: Sequence[Scene], class_names: Sequence[str]) -> dict[str, An
     counts = [0] * len(class_names)
     for annotation in annotations:
         counts[annotation["category_id"] - 1] += 1
-    shares = torch.tensor(counts, dtype=torch.float64) / max(1, len(annotations))
-    balance = (
-        float(torch.special.entr(shares).sum() / torch.log(torch.tensor(float(len(counts))))) if counts[1:] else 1.0
-    )
     any_boxes = len(annotations) > 0
     return {
         "pictures": len(scenes),
         "boxes": len(annotations),
         "boxes_per_picture": [float(of_pictures.mean()), int(of_pictures.min()), int(of_pictures.max())],
         "class_counts": dict(zip(class_names, counts, strict=True)),
-        "class_balance": round(balance, 4),
+        "class_balance": round(class_balance(torch.tensor(counts)), 4),
         "mean_teacher_score": round(float(scores.mean()), 4) if any_boxes else 0.0,
         "found_again": round(float((scores >= CONFIDENT).double().mean()), 4) if any_boxes else 0.0,
     }
