@@ -19,6 +19,11 @@ from limbeck.errors import UserError
 from limbeck.files import NO_SPACE, atomic_write
 from limbeck.recipe import differences
 
+IMAGES_FOLDER = "images"
+CARD_FILE = "README.md"
+SHEET_FILE = "contact_sheet.png"
+"""What every folder of made pictures holds beside its record, whatever they were made for."""
+
 Row = dict[str, Any]
 """A picture: file, label, asked, source, name, and bytes, the file's length."""
 

@@ -25,6 +25,7 @@ import limbeck
 from limbeck.contact_sheet import contact_sheet
 from limbeck.data.detection.masks import encode_rle
 from limbeck.data.names import PARTIAL_FILE, SYNTHESIS_FILE
+from limbeck.data.synthetic import FORMAT_VERSION
 from limbeck.detection import Found, Target
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
@@ -33,15 +34,19 @@ from limbeck.synthesis.detection.base import DetectionSetting, MadeScenes, find
 from limbeck.synthesis.detection.card import data_card
 from limbeck.synthesis.detection.labels import CONFIDENT, match
 from limbeck.synthesis.detection.sheet import sheet_item
-from limbeck.synthesis.journal import is_there, make_folder, require_same, write_or_explain
+from limbeck.synthesis.journal import (
+    CARD_FILE,
+    IMAGES_FOLDER,
+    SHEET_FILE,
+    is_there,
+    make_folder,
+    require_same,
+    write_or_explain,
+)
 from limbeck.synthesis.pixels import to_pixels
 from limbeck.synthesis.quality import class_balance
 
-RECORD_FILE = SYNTHESIS_FILE
 ANNOTATIONS_FILE = "annotations.json"
-IMAGES_FOLDER = "images"
-FORMAT_VERSION = 1
-"""Of synthesis.json, which is otherwise like that of pictures for classifiers."""
 
 _ON_SHEET = 24
 
@@ -131,7 +136,7 @@ class SceneWriter:
             sheet_item(self.folder / IMAGES_FOLDER, scene, self.setting.class_names)
             for scene in _spread(self.scenes, _ON_SHEET)
         ]
-        with atomic_write(self.folder / "contact_sheet.png") as file:
+        with atomic_write(self.folder / SHEET_FILE) as file:
             contact_sheet(items, thumb=max(item.image.width for item in items)).save(file, format="PNG")
         numbers = measure(self.scenes, self.setting.class_names)
         record = self.recipe | {
@@ -142,16 +147,16 @@ class SceneWriter:
         }
         if seconds is not None and self.done() > self._earlier:
             record["seconds_per_picture"] = round(seconds / (self.done() - self._earlier), 2)
-        with atomic_write(self.folder / "README.md") as file:
+        with atomic_write(self.folder / CARD_FILE) as file:
             file.write(data_card(record).encode())
-        with atomic_write(self.folder / RECORD_FILE) as file:
+        with atomic_write(self.folder / SYNTHESIS_FILE) as file:
             file.write(json.dumps(record, indent=2).encode())
         self._journal.unlink(missing_ok=True)
         return numbers
 
     def _begin(self) -> None:
         if self.folder.is_dir() and (entries := sorted(entry.name for entry in self.folder.iterdir())):
-            if RECORD_FILE in entries:
+            if SYNTHESIS_FILE in entries:
                 raise UserError(f"{self.folder} holds finished pictures already. Choose another folder.")
             raise UserError(
                 f"{self.folder} is not empty (it holds {entries[0]}), and no pictures were begun in it. Choose another "
