@@ -1,8 +1,10 @@
 """Making images for a teacher and writing them to a folder, for `synthesize` and for `distill --data none`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
@@ -11,7 +13,10 @@ from limbeck.synthesis.bank import BankWriter
 from limbeck.synthesis.base import GrownSynthesis, Setting, StreamedSynthesis, Synthesis
 from limbeck.synthesis.build import build_synthesis, shares_of, statistics_file
 from limbeck.synthesis.names import SynthesisSpec
+from limbeck.synthesis.way import Way
 from limbeck.verbs import screen
+
+Batch = TypeVar("Batch", bound=Sized)
 
 
 def make_setting(
@@ -98,18 +103,33 @@ def fill_folder(
     for source, (spec, way, own) in enumerate(zip(specs, ways, counts, strict=True)):
         done = writer.done(source)
         screen.say(f"{spec}: {own} images of {setting.size[0]}x{setting.size[1]} pixels" + _already(done))
-        started, first = time.perf_counter(), done
-        for made in way.make(own, done) if done < own else ():
-            writer.write(made, source)
-            done += len(made)
-            pace = (time.perf_counter() - started) / (done - first)
-            losses = ", ".join(f"{name} {value:.3g}" for name, value in way.log().items())
-            screen.say(f"  {done}/{own}, {pace:.2f} s an image, about {pace * (own - done):.0f} s left. {losses}")
+        write_batches(way, own, done, partial(writer.write, source=source), "an image")
     notes = notes_of(specs, ways)
     screen.notes(note for note in notes if note not in known)
     screen.say("Measuring and describing the images.")
     writer.finish(seconds=time.perf_counter() - began, second=second, notes=notes)
     return notes
+
+
+def write_batches(
+    way: Way[Any, Batch], count: int, done: int, write: Callable[[Batch], None], one_picture: str
+) -> None:
+    """Make the pictures that are missing, write each batch as it comes, and say how far it is and how long the rest takes.
+
+    Args:
+        way: makes them.
+        count: pictures in all.
+        done: of which so many are there.
+        write: keeps a batch.
+        one_picture: what it is called: "an image".
+    """
+    began, first = time.perf_counter(), done
+    for made in way.make(count, done) if done < count else ():
+        write(made)
+        done += len(made)
+        pace = (time.perf_counter() - began) / (done - first)
+        losses = ", ".join(f"{name} {value:.3g}" for name, value in way.log().items())
+        screen.say(f"  {done}/{count}, {pace:.2f} s {one_picture}, about {pace * (count - done):.0f} s left. {losses}")
 
 
 def build_ways(specs: Sequence[SynthesisSpec], setting: Setting) -> list[Synthesis]:

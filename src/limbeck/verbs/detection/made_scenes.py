@@ -17,6 +17,7 @@ from limbeck.synthesis.journal import is_of_recipe
 from limbeck.synthesis.names import SynthesisSpec, parse_synthesis
 from limbeck.training.fit import choose_accelerator, main_device
 from limbeck.verbs import screen
+from limbeck.verbs.made_images import write_batches
 
 BATCH_SIZE = 8
 
@@ -59,15 +60,9 @@ def fill_scene_folder(folder: Path, method: str, setting: DetectionSetting, coun
     way: Any = build_synthesis(specs[0], setting)
     screen.notes(f"{specs[0].name}: {note}" for note in way.notes)
     writer = SceneWriter(folder, setting, str(specs[0]), count=count)
-    done = first = writer.done()
     screen.say(f"{specs[0]}: {count} scenes of {setting.size[0]}x{setting.size[1]} pixels")
     began = time.perf_counter()
-    for made in way.make(count, done) if done < count else ():
-        writer.write(made)
-        done += len(made)
-        pace = (time.perf_counter() - began) / (done - first)
-        losses = ", ".join(f"{name} {value:.3g}" for name, value in way.log().items())
-        screen.say(f"  {done}/{count}, {pace:.1f} s a scene, about {pace * (count - done):.0f} s left. {losses}")
+    write_batches(way, count, writer.done(), writer.write, "a scene")
     return writer.finish(way.notes, time.perf_counter() - began)
 
 
