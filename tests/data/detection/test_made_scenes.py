@@ -74,6 +74,14 @@ def test_real_scenes_are_measured_on_with_the_learned_order_of_classes(tmp_path:
     assert sum(scenes.record["class_counts"]["val"].values()) == 3
 
 
+def test_classes_that_differ_by_capitals_only_meet_by_their_exact_names(tmp_path: Path) -> None:
+    name = made(tmp_path / "m", ["Polish", "polish"])
+    file, images = coco(tmp_path / "r", ["polish", "Polish"])
+    scenes = open_scenes(name, val_data=f"coco:{file},{images}")
+    number = int(scenes.val.image_id(0))
+    assert scenes.val.objects(0).labels.tolist() == [1 - number % 2]
+
+
 def test_of_real_scenes_too_nothing_is_held_out_where_others_are_measured_on(tmp_path: Path) -> None:
     first, second = coco(tmp_path / "a", ["cat"]), coco(tmp_path / "b", ["cat"], count=4, start=50)
     given = coco(tmp_path / "c", ["cat"], count=3, start=80)

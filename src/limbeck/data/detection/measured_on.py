@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from limbeck.data.detection.base import Objects, SceneSource
+from limbeck.detection import name_pairs
 from limbeck.errors import UserError
 
 
@@ -60,18 +61,15 @@ def relabelled(source: SceneSource, class_names: tuple[str, ...], learned: str, 
     Raises:
         UserError: they have other classes.
     """
-    places = {_plain(one): label for label, one in enumerate(class_names)}
-    labels = [places.get(_plain(one)) for one in source.class_names]
-    known = [label for label in labels if label is not None]
-    if len(known) < len(labels) or sorted(known) != list(range(len(class_names))):
-        theirs = {_plain(one) for one in source.class_names}
-        missing = [one for one in class_names if _plain(one) not in theirs]
-        added = [one for one, label in zip(source.class_names, labels, strict=True) if label is None]
+    pairs = name_pairs(source.class_names, class_names)
+    missing = [one for label, one in enumerate(class_names) if label not in pairs.values()]
+    added = [one for label, one in enumerate(source.class_names) if label not in pairs]
+    if missing or added:
         raise UserError(
             f"The scenes to measure on, {name}, have other classes than {learned}: missing {_some(missing)}, added "
             f"{_some(added)}. Give scenes of the same classes with --val_data, or rename their classes."
         )
-    return Relabelled(source, class_names, np.array(known, dtype=np.int64))
+    return Relabelled(source, class_names, np.array([pairs[label] for label in range(len(pairs))], dtype=np.int64))
 
 
 def require_unseen(train: SceneSource, val: SceneSource, name: str) -> None:
@@ -92,10 +90,6 @@ def require_unseen(train: SceneSource, val: SceneSource, name: str) -> None:
 
 def _place(source: SceneSource, index: int) -> str:
     return os.path.abspath(source.describe(index))
-
-
-def _plain(name: str) -> str:
-    return name.casefold().translate(str.maketrans("", "", " _-")) or name
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
