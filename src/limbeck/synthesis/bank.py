@@ -39,7 +39,6 @@ from limbeck.synthesis.bank_sheet import draw_sheet
 from limbeck.synthesis.base import Made, Setting
 from limbeck.synthesis.data_card import data_card
 from limbeck.synthesis.journal import CARD_FILE, IMAGES_FOLDER, SHEET_FILE, Row, open_journal, write_or_explain
-from limbeck.synthesis.journal import is_of_recipe as is_of_recipe
 from limbeck.synthesis.names import SynthesisSpec
 from limbeck.synthesis.pixels import to_pixels
 from limbeck.synthesis.quality import mean_confidence, measure, read_as_asked

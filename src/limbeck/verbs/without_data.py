@@ -19,7 +19,8 @@ from limbeck.models.base import VisionModel
 from limbeck.models.door import class_names_of
 from limbeck.recipe import NO_DATA, DistillRecipe, TrainingRecipe
 from limbeck.run import process_rank
-from limbeck.synthesis.bank import BankWriter, is_of_recipe, recipe_of
+from limbeck.synthesis.bank import BankWriter, recipe_of
+from limbeck.synthesis.journal import is_of_recipe
 from limbeck.synthesis.base import GrownSynthesis, Made, Setting, StreamedSynthesis, Synthesis
 from limbeck.synthesis.build import choose_synthesis, shares_of
 from limbeck.synthesis.growing import GrowingLoader, GrowingTask, PoolSource, make_growing_loader

@@ -85,5 +85,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for part, mode in modes:  # parents come first; `train` and not the flag, since some parts forget cached values in it
+            part.train(mode)
