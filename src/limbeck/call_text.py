@@ -21,7 +21,7 @@ def split_joined(text: str, separator: str, kind: str) -> list[str]:
 
     Args:
         text: what the user wrote.
-        separator: one character.
+        separator: one character or more, none of them a bracket or a quote.
         kind: what the text names, for the message: "method" or "model".
 
     Raises:
@@ -29,9 +29,9 @@ def split_joined(text: str, separator: str, kind: str) -> list[str]:
     """
     parts, start = [], 0
     for position, character, depth in _unquoted(text, kind):
-        if character == separator and depth == 0:
+        if character == separator[0] and depth == 0 and text.startswith(separator, position):
             parts.append(text[start:position])
-            start = position + 1
+            start = position + len(separator)
     return [*parts, text[start:]]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.detection import DetectionOutputs, Pictures, Target
 from limbeck.errors import UserError
+from limbeck.gradients import Gradients, measure_gradients
 from limbeck.losses.base import DistillationLoss
 from limbeck.losses.build import BuiltLoss, build_losses
 from limbeck.losses.names import parse_methods
@@ -18,6 +19,8 @@ from limbeck.models.base import VisionModel
 from limbeck.models.detection.base import Detector
 from limbeck.models.detection.door import load_detector
 from limbeck.models.door import load_model
+from limbeck.models.kept_patches import can_keep_patches, cannot_rank_patches, keeping_patches
+from limbeck.models.several import load_teacher
 from limbeck.outputs import Outputs, Request
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -68,9 +71,11 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         taught = [loss.name for loss in losses if loss.module.needs_teacher]
         if taught and teacher is None:
             raise UserError(f"{' + '.join(taught)} needs a teacher; give one, or use the method none.")
-        self._asks_teacher = bool(taught)
         self.schedule = tuple((loss.name, loss.weight, loss.warmup_epochs) for loss in losses)
         self.losses = nn.ModuleList(loss.module for loss in losses)
+        if self._chooser is not None:
+            _require_choosable_patches(losses, teacher, student)
+        self._asks_teacher = bool(taught) and self._chooser is None  # before the student, about whole pictures
         self.supervised = supervised
         self.task_weight = _task_weight(task_weight, losses, labelled=supervised)
         if not supervised:
@@ -85,6 +90,7 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         self.register_buffer("loss_weights", torch.zeros(len(self.schedule)), persistent=False)
         self._teacher_forward: Callable[..., Any] = self._run_teacher
         self._student_forward: Callable[..., tuple[dict[str, Tensor], Any]] = self._run_student
+        self.factors: dict[str, float] = {}
         self.set_epoch(0.0)
 
     @abstractmethod
@@ -102,17 +108,31 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         return {name: cast(DistillationLoss, loss) for name, loss in zip(self.loss_names, self.losses, strict=True)}
 
     @property
+    def _chooser(self) -> DistillationLoss | None:
+        """The loss that chooses the patches which the teacher is shown."""
+        return next((loss for loss in self.distillation_losses.values() if loss.chooses_patches), None)
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
         """Names of the distillation terms, in the order of `losses`."""
         return tuple(name for name, _, _ in self.schedule)
 
     def set_epoch(self, epoch: float) -> None:
-        """Set the warm-up of the losses' weights: weight * min(1, epoch / warm-up epochs), epochs counted from 0."""
+        """Set the warm-up of the losses' weights: weight * min(1, epoch / warm-up epochs), epochs counted from 0.
+
+        Factors of `set_factors` stay.
+        """
+        self._epoch = epoch
         self.current_weights = {
-            name: weight * min(1.0, max(0.0, epoch) / warmup) if warmup else weight
+            name: self.factors.get(name, 1.0) * weight * (min(1.0, max(0.0, epoch) / warmup) if warmup else 1.0)
             for name, weight, warmup in self.schedule
         }
         self.loss_weights.copy_(torch.tensor(list(self.current_weights.values())))
+
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Multiply the weights of some distillation terms, beside their warm-up, from now on; the others are left at 1."""
+        self.factors = dict(factors)
+        self.set_epoch(self._epoch)
 
     def forward(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms of one batch.
@@ -128,7 +148,10 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         return self.student_step(inputs, target, self.teacher_step(inputs), numbers)[0]
 
     def teacher_step(self, inputs: Any) -> Any:
-        """What the teacher says about the images, without gradient; None where no loss asks it."""
+        """What the teacher says about the images, without gradient; None where no loss asks it, or not before the student.
+
+        (Where a loss chooses the patches that the teacher is shown, it is asked within `student_step`.)
+        """
         if self.teacher is None or not self._asks_teacher:
             return None
         self.teacher.eval()  # somebody may hold it and have switched it
@@ -179,15 +202,15 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         yield from ((f"student.{name}", p) for name, p in self.student.named_parameters() if p.requires_grad)
         yield from ((f"losses.{name}", p) for name, p in self.losses.named_parameters() if p.requires_grad)
 
-    def gradient_norms(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> dict[str, float]:
-        """Euclidean norm of each weighted term's gradient with respect to the student's parameters.
+    def measure_gradients(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> Gradients:
+        """The terms' gradients with respect to the student's parameters: how hard each pulls, and in which direction.
 
-        Leaves parameters, gradients, buffers (the running statistics of BatchNorm) and the random state as they were.
+        Leaves parameters, gradients, buffers (the running statistics of BatchNorm) and the random state as they were. Takes
+        the memory of one backward pass and of at most one more copy of the student's parameters than there are terms.
         """
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         devices = [inputs.device] if inputs.device.type == "cuda" else []
-        norms: dict[str, float] = {}
         try:
             with torch.random.fork_rng(devices=devices), torch.enable_grad():
                 with torch.no_grad():
@@ -196,18 +219,15 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
                 weights = dict(self.current_weights)
                 if "task" in terms:
                     weights["task"] = self.task_weight
-                for name, weight in weights.items():
-                    if not terms[name].requires_grad:  # a term that does not depend on the student
-                        norms[name] = 0.0
-                        continue
-                    gradients = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
-                    squares = [g.double().square().sum() for g in gradients if g is not None]
-                    norms[name] = weight * float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+                return measure_gradients(terms, weights, parameters)
         finally:
             with torch.no_grad():
                 for name, buffer in self.named_buffers():
                     buffer.copy_(buffers[name])
-        return norms
+
+    def gradient_norms(self, inputs: Any, target: Any = None, numbers: Tensor | None = None) -> dict[str, float]:
+        """Euclidean norm of each weighted term's gradient; see `measure_gradients`."""
+        return self.measure_gradients(inputs, target, numbers).norms
 
     def train(self, mode: bool = True) -> Self:
         """Switch the student and the losses; the teacher stays in eval mode."""
@@ -225,12 +245,21 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         assert self.teacher is not None
         return self.teacher(inputs, request)
 
+    @torch.no_grad()
+    def _show_patches(self, inputs: Any, kept: Tensor | None) -> Any:
+        assert isinstance(self.teacher, VisionModel)
+        self.teacher.eval()
+        with keeping_patches(self.teacher, kept):
+            return self._run_teacher(inputs, self.teacher_request)
+
     def _run_student(
         self, inputs: Any, target: Any, teacher_outputs: Any, numbers: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Any]:
         outputs, terms, answers = self._answer(inputs, target)
         if isinstance(outputs, Outputs):
             outputs.numbers = numbers
+        if self._chooser is not None:
+            teacher_outputs = self._show_patches(inputs, self._chooser.choose_patches(outputs))
         total = torch.zeros((), device=inputs.device)
         if "task" in terms:
             total = total + self.task_weight * terms["task"]
@@ -249,7 +278,7 @@ class Distiller(Distillation[VisionModel]):
     indices (B,) or soft labels (B, K); the student's answers are its logits (B, K).
 
     Args:
-        teacher: a model or its name; None trains the student alone.
+        teacher: a model or its name, or the names of several joined by ` + `; None trains the student alone.
         student: a model or its name.
         losses: a method such as "vitkd+nkd(gamma=1.0)", or what `build_losses` returned.
         task_loss: student logits (B, K) and target to a scalar; cross-entropy by default. None for unlabelled images.
@@ -269,7 +298,7 @@ class Distiller(Distillation[VisionModel]):
         task_weight: float | str = "auto",
     ) -> None:
         super().__init__(
-            load_model(teacher) if isinstance(teacher, str) else teacher,
+            load_teacher(teacher) if isinstance(teacher, str) else teacher,
             load_model(student, pretrained=False) if isinstance(student, str) else student,
             losses,
             supervised=task_loss is not None,
@@ -342,6 +371,31 @@ class DetectionDistiller(Distillation[Detector]):
             return outputs, {}, outputs
         parts = {f"task/{name}": value for name, value in outputs.losses.items()}
         return outputs, {"task": torch.stack(list(parts.values())).sum(), **parts}, outputs
+
+
+def _require_choosable_patches(losses: Sequence[BuiltLoss], teacher: Any, student: Any) -> None:
+    """Refuse a loss that chooses what the teacher is shown where the models or other losses do not allow it."""
+    choosers = [loss.name for loss in losses if loss.module.chooses_patches]
+    if len(choosers) > 1:
+        raise UserError(
+            f"{' and '.join(choosers)} each choose the patches that the teacher is shown. Take one of them."
+        )
+    asked = {loss.name: loss.module.teacher_request for loss in losses}
+    if readers := [name for name, request in asked.items() if request.levels or request.final]:
+        raise UserError(
+            f"{choosers[0]} shows the teacher only some patches, which are no map, and {', '.join(readers)} reads its maps. "
+            "Join it with losses on logits (nkd, dist, ...), or use kd(temperature=1.0) in its place."
+        )
+    wanted = (
+        (teacher, "be shown some patches only", can_keep_patches),
+        (student, "say how much it attends to each patch", cannot_rank_patches),
+    )
+    for model, what, why_not in wanted:
+        if (reason := why_not(model)) is not None:
+            raise UserError(
+                f"{choosers[0]}: {model.facts.name} cannot {what}, since {reason}. Use kd(temperature=1.0), which shows the "
+                "teacher whole pictures."
+            )
 
 
 def _task_weight(asked: float | str, losses: Sequence[BuiltLoss], *, labelled: bool) -> float:

@@ -43,14 +43,15 @@ class ModelFacts:
 
     Attributes:
         name: the name the user gave.
-        num_classes: K of the logits.
+        num_classes: K of the logits; 0 of several teachers taken as one whose classes differ in number.
         input_size: (height, width) in pixels that the model resizes its images to.
         levels: shallow to deep.
         pooled_channels: D of the vector that enters the classifier.
         final: the last map after the model's final norm, as a Level (its name is `final`); None where the
             model has no such map.
         architecture: the name of the network itself where `name` is a run's folder; None where they are one.
-        has_distillation_token: the network has a distillation token with a head of its own beside the class token's.
+        has_distillation_token: the network has a second head that is meant for a teacher's answers: on a distillation token
+            beside the class token (DeiT), or on the vector that its classifier reads (LeViT).
         members: of several teachers taken as one, the facts of each; empty of a single network.
     """
 
@@ -85,7 +86,8 @@ class Request:
         pooled: ask for the vector that enters the classifier.
         final: ask for the last map after the final norm.
         class_tokens: of a classifier with a class token, ask for it at each of `levels`.
-        heads: of a network with a distillation token, ask for the logits of its two heads apart.
+        attention: of a plain vision transformer, ask how its last block attends to the patches.
+        heads: of a network with a distillation head, ask for the logits of its two heads apart.
         members: of several teachers taken as one, what each of them is asked for; empty otherwise.
         predictions: of a detector, ask for its scores, boxes and masks before any of them are chosen.
         regions: of a two-stage detector, ask for its answers on its own proposals.
@@ -97,6 +99,7 @@ class Request:
     pooled: bool = False
     final: bool = False
     class_tokens: bool = False
+    attention: bool = False
     heads: bool = False
     members: tuple["Request", ...] = ()
     predictions: bool = False
@@ -114,6 +117,7 @@ class Request:
             pooled=any(r.pooled for r in requests),
             final=any(r.final for r in requests),
             class_tokens=any(r.class_tokens for r in requests),
+            attention=any(r.attention for r in requests),
             heads=any(r.heads for r in requests),
             members=tuple(Request.union(of) for of in zip(*(r.members for r in requests if r.members), strict=True)),
             predictions=any(r.predictions for r in requests),
@@ -141,7 +145,9 @@ class Outputs:
         maps: the requested feature maps by level name, each (B, C, H, W).
         final: (B, C, H, W), the last map after the final norm.
         class_tokens: the class token at the requested levels by level name, each (B, C); empty for networks without one.
-        class_logits, distilled_logits: (B, K) of a network with a distillation token, what its two heads say; `logits` is their
+        attention: (B, heads, h, w) of a plain vision transformer, how much the class token attends to each patch in the last
+            block: its softmax over all tokens; without a class token the mean over the patches' own.
+        class_logits, distilled_logits: (B, K) of a network with a distillation head, what its two heads say; `logits` is their
             mean.
         members: of several teachers taken as one, the outputs of each.
         numbers: (B,) int64, the images' places in the training set, for losses that remember images; the distiller sets it.
@@ -152,6 +158,7 @@ class Outputs:
     maps: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     class_tokens: dict[str, Tensor] = field(default_factory=dict)
+    attention: Tensor | None = None
     class_logits: Tensor | None = None
     distilled_logits: Tensor | None = None
     members: tuple["Outputs", ...] = ()

@@ -117,6 +117,7 @@ def test_the_list_of_methods_tells_the_truth(name: str, plain, detector) -> None
     module, _, class_name = METHODS[name].path.partition(":")
     loss_class = getattr(importlib.import_module(module), class_name)
     assert loss_class.needs_labels == METHODS[name].needs_labels
+    assert loss_class.needs_teacher == METHODS[name].needs_teacher
     facts = {"classification": plain(), "detection": detector(**DETECTORS.get(name, ANY_DETECTOR))}
     for task, own in facts.items():
         if task in METHODS[name].tasks:

@@ -37,6 +37,10 @@ class DistillationLoss(nn.Module, ABC):
         remembers_images: something is kept of every training image from epoch to epoch, by `Outputs.numbers`; see
             `expect_images`. Such a loss has no use for mixed images, whose labels are two images', nor for images that are
             made anew at every step.
+        reads_members: of several teachers taken as one, the formula reads what each of them says (`Outputs.members`). Other
+            losses can use their joint logits only, and are refused where they ask for more.
+        chooses_patches: the teacher is asked after the student, and shown only the patches that `choose_patches` names. Every
+            loss of the run reads what it says of those, so that no other may read its maps.
         compiles: the loss can be part of a compiled graph.
         default_weight: the published weight of this term in the total loss.
         default_warmup_epochs: epochs over which the published recipe raises that weight from zero.
@@ -51,6 +55,8 @@ class DistillationLoss(nn.Module, ABC):
     on_logits: ClassVar[bool] = False
     matches_blocks: ClassVar[bool] = False
     remembers_images: ClassVar[bool] = False
+    reads_members: ClassVar[bool] = False
+    chooses_patches: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
     default_task_weight: ClassVar[float] = 1.0
 
@@ -90,6 +96,17 @@ class DistillationLoss(nn.Module, ABC):
 
     def expect_images(self, count: int) -> None:
         """Make room for what is remembered of `count` training images; called before training and before resuming."""
+
+    def choose_patches(self, student: Any) -> Tensor | None:
+        """Where `chooses_patches`: the patches of each picture that the teacher is shown, by what the student says of it.
+
+        Args:
+            student: the student's outputs for whole pictures.
+
+        Returns:
+            (B, M) int64, numbers on the teacher's grid of patches in row-major order; None shows all.
+        """
+        return None
 
     @abstractmethod
     def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from limbeck.call_checks import checked_options, fits, import_class
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
+from limbeck.losses.catalogue import METHODS
 from limbeck.losses.names import RESERVED_OPTIONS, MethodSpec
-from limbeck.outputs import ModelFacts
+from limbeck.outputs import ModelFacts, Request
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ def build_losses(specs: Sequence[MethodSpec], student: ModelFacts, teacher: Mode
         loss_class = import_loss(spec)
         options = {key: value for key, value in spec.options.items() if key not in RESERVED_OPTIONS}
         options = checked_options(spec.name, loss_class, options, skip=2, reserved=RESERVED_OPTIONS, kind="method")
+        _refuse_several(spec, loss_class, student, teacher)
         module = loss_class(student, teacher, **options)
+        if teacher.members and not loss_class.reads_members and _reads_more_than_logits(module.teacher_request):
+            raise UserError(_needs_one_teacher(spec.name, teacher))
         weight = _reserved(spec, "weight")
         warmup = _reserved(spec, "warmup_epochs")
         built.append(
@@ -59,6 +63,35 @@ def build_losses(specs: Sequence[MethodSpec], student: ModelFacts, teacher: Mode
             )
         )
     return built
+
+
+def _refuse_several(
+    spec: MethodSpec, loss_class: type[DistillationLoss], student: ModelFacts, teacher: ModelFacts
+) -> None:
+    """Refuse several teachers where the catalogue says that a loss reads features, before it looks for any."""
+    if not teacher.members or loss_class.reads_members or not loss_class.needs_teacher:
+        return
+    kind = METHODS[spec.name].kind if spec.name in METHODS else None
+    if kind in ("features", "relations"):
+        raise UserError(_needs_one_teacher(spec.name, teacher))
+    if kind == "logits" and not teacher.num_classes:
+        counts = ", ".join(f"{of.name} has {of.num_classes}" for of in teacher.members)
+        raise UserError(
+            f"{spec.name} reads the teachers' answers class by class, and their classes differ: {counts}; the student has "
+            f"{student.num_classes}. Take teachers of the same classes, or unic, which reads their features."
+        )
+
+
+def _reads_more_than_logits(request: Request) -> bool:
+    return bool(request.levels) or request.pooled or request.final or request.class_tokens or request.heads
+
+
+def _needs_one_teacher(method: str, teacher: ModelFacts) -> str:
+    return (
+        f"{method} reads the features of one teacher, and there are {len(teacher.members)}: {teacher.name}. Take unic, which has "
+        "heads for each of them, or a method on logits (kd, ...), which learns from their mean probabilities; or name one "
+        "teacher."
+    )
 
 
 def import_loss(spec: MethodSpec) -> type[DistillationLoss]:

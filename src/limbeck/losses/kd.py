@@ -58,6 +58,7 @@ class KD(DistillationLoss):
         UserError: the temperature is not positive, or the models' classes differ in number.
     """
 
+    on_logits: ClassVar[bool] = True
     default_task_weight: ClassVar[float] = 0.1
 
     def __init__(self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 4.0) -> None:

@@ -11,6 +11,7 @@ pyramids and for unequal depths. `manifold_full` is exact algebra on the paper's
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,8 @@ class Manifold(DistillationLoss):
     Raises:
         UserError: an option is out of range, or no level can be paired.
     """
+
+    matches_blocks: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -48,6 +48,34 @@ def parse_methods(text: str) -> list[MethodSpec]:
     return [_parse_one(part.strip(), text) for part in split_joined(text, "+", "method")]
 
 
+def parse_shares(text: str) -> dict[str, float]:
+    """Read what the user wrote for `--balance`: which terms keep which share of the pull.
+
+    Args:
+        text: `kd=0.5,vitkd=0.3`; the second of two equal methods is called `kd#2`.
+
+    Raises:
+        UserError: a part cannot be read, a name stands twice, a share is not above 0, or they add up to more than 1.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        try:
+            share = float(value)
+        except ValueError:
+            share = -1.0
+        if not (name and sign and 0 < share <= 1):
+            raise UserError(
+                f"--balance {text!r}: {part.strip()!r} cannot be read. Write term=share, such as kd=0.5,vitkd=0.3."
+            )
+        if name in shares:
+            raise UserError(f"--balance {text!r} names {name} twice. Give each term one share.")
+        shares[name] = share
+    if sum(shares.values()) > 1 + 1e-9:
+        raise UserError(f"--balance {text!r}: the shares add up to {sum(shares.values()):.4g}; they must not exceed 1.")
+    return shares
+
+
 def _parse_one(part: str, text: str) -> MethodSpec:
     if not part:
         raise UserError(f"The method {text!r} has an empty part. Write methods joined by '+', such as 'vitkd+nkd'.")

@@ -59,7 +59,7 @@ def nkd_loss(
     with no_autocast(student_logits):
         student, teacher = comparable(student_logits, teacher_logits)
         target_part = F.softmax(teacher, dim=1).gather(1, index) * F.log_softmax(student, dim=1).gather(1, index)
-        others = _all_but(index, num_classes)
+        others = all_but(index, num_classes)
         # The target is removed, not masked by a large negative number: exactly K-1 logits are normalised, and no
         # logarithm of zero can arise.
         log_student = F.log_softmax(student.gather(1, others) / temperature, dim=1)
@@ -82,6 +82,7 @@ class NKD(DistillationLoss):
     """
 
     needs_labels: ClassVar[bool] = True
+    on_logits: ClassVar[bool] = True
 
     def __init__(
         self, student: ModelFacts, teacher: ModelFacts, *, gamma: float = 1.5, temperature: float = 1.0
@@ -107,7 +108,7 @@ class NKD(DistillationLoss):
         return nkd_loss(student.logits, teacher.logits, target, self.gamma, self.temperature)
 
 
-def _all_but(index: Int[Tensor, "B 1"], num_classes: int) -> Int[Tensor, "B others"]:
-    """For each row the K-1 class indices other than the given one, ascending."""
+def all_but(index: Int[Tensor, "B 1"], num_classes: int) -> Int[Tensor, "B others"]:
+    """For each row the K-1 class indices other than the given one, ascending: to remove it from logits by `gather`."""
     ascending = torch.arange(num_classes - 1, device=index.device).unsqueeze(0)
     return ascending + (ascending >= index).long()

@@ -10,6 +10,7 @@ grids, networks without a class token, and convolutional ones, of which the mean
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,8 @@ class PatchAttention(PairedLevels):
     Raises:
         UserError: a model is a detector, or offers no level, or `pairs` does not fit the models.
     """
+
+    matches_blocks: ClassVar[bool] = True
 
     def __init__(
         self, student: ModelFacts, teacher: ModelFacts, *, pairs: Sequence[tuple[str, str]] | None = None

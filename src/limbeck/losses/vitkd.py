@@ -10,6 +10,7 @@ published: pyramids (whose first two levels differ in width), unequal grids, non
 
 from collections.abc import Sequence
 from math import floor, isqrt
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -156,6 +157,8 @@ class ViTKDLoss(DistillationLoss):
     Raises:
         UserError: a model has fewer than two levels or no final map, or an option is out of range.
     """
+
+    matches_blocks: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -85,6 +85,31 @@ class Attention:
             return rows[:, :, 0].softmax(-1)
         return rows[:, :, self.prefix :].softmax(-1).mean(2)
 
+    def patch_shares(self) -> Tensor:
+        """(B, heads, patches): as `class_attention`, but shares of the whole, what goes to the tokens before them included.
+
+        A head that looks past the patches so counts for little in a mean over heads.
+        """
+        if not (self.prefix and self.has_class):
+            return self.scores()[:, :, self.prefix :].softmax(-1)[..., self.prefix :].mean(2)
+        scores = (self.query[:, :, :1] * self.scale) @ self.key.transpose(-2, -1)
+        if self.bias is not None:
+            scores = scores + (self.bias if self.bias.shape[-2] == 1 else self.bias[..., :1, :])
+        shares: Tensor = scores.softmax(-1)[:, :, 0, self.prefix :]
+        return shares
+
+
+def last_patch_shares(found: list[Attention]) -> Tensor:
+    """`Attention.patch_shares` of the last block on the patches' grid, (B, heads, rows, columns).
+
+    Args:
+        found: from `reading_attention`, of a network for which `limbeck.models.kept_patches.cannot_rank_patches` gives None.
+    """
+    last = found[-1]
+    assert last.grid is not None
+    shares: Tensor = last.patch_shares().unflatten(-1, last.grid)
+    return shares
+
 
 def attention_blocks(module: nn.Module) -> list[nn.Module]:
     """The attention modules that can be read, in the order in which they stand in the network."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.models.attention import last_patch_shares, reading_attention
 from limbeck.outputs import ModelFacts, Outputs, Request
 
 
@@ -76,9 +77,15 @@ class VisionModel(nn.Module, ABC):
 
         Args:
             images: (B, 3, H, W) float in [0, 1], any size.
-            request: what to return beside the logits.
+            request: what to return beside the logits. Attention is read here, of every library's networks alike.
         """
-        return self.read(self.prepare(images), request or Request())
+        inputs, request = self.prepare(images), request or Request()
+        if not request.attention:
+            return self.read(inputs, request)
+        with reading_attention(self) as found:
+            outputs = self.read(inputs, request)
+        outputs.attention = last_patch_shares(found)
+        return outputs
 
     @abstractmethod
     def read(self, inputs: Tensor, request: Request) -> Outputs:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.models.attention import attention_blocks
+from limbeck.models.attention import attention_blocks, reading_attention
 from limbeck.models.base import VisionModel
 from limbeck.outputs import Outputs, Request
 
@@ -42,7 +42,33 @@ def can_keep_patches(model: nn.Module) -> str | None:
         return _answer_depends_on_order(model)
     finally:
         for part, mode in modes:
-            part.training = mode
+            part.train(mode)  # and not the flag, since some parts forget cached values in it
+
+
+@torch.no_grad()
+def cannot_rank_patches(model: nn.Module) -> str | None:
+    """Why a model cannot say how much it attends to each of its patches (`Request.attention`).
+
+    Args:
+        model: behind our interface.
+
+    Returns:
+        None if it can, otherwise the reason in words that continue "... since ".
+    """
+    if not isinstance(model, VisionModel):
+        return "it is no classifier"
+    modes = [(part, part.training) for part in model.modules()]
+    noise = torch.randn((1, 3, *model.facts.input_size), generator=torch.Generator().manual_seed(0))
+    try:
+        with reading_attention(model.eval()) as found:
+            model.read(noise.to(model.mean), Request())
+        # Windows count as images, so that there are more of these than pictures.
+        if not found or found[-1].grid is None or found[-1].query.shape[0] != 1:
+            return "its last block has no attention among all patches of a picture that could be read"
+        return None
+    finally:
+        for part, mode in modes:
+            part.train(mode)  # and not the flag, since some parts forget cached values in it
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.call_text import parse_options, split_call
+from limbeck.call_text import parse_options, split_call, split_joined
 from limbeck.errors import UserError
 
 ModelKind = Literal["timm", "torchvision", "hf", "limbeck", "run", "factory"]
@@ -21,6 +21,9 @@ MODEL_FILE = "model.json"
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 """Files that may hold weights; of the latter two only those made of nothing but tensors can be read."""
+
+JOINER = " + "
+"""Between the names of several teachers."""
 
 SET_ELSEWHERE = {
     "num_classes": "The number of classes is that of your images' labels; in Python, load_model has an argument for it.",
@@ -79,6 +82,21 @@ def parse_model_name(text: str) -> ModelName:
         raise UserError(_no_options(text, "transformers' models" if kind == "hf" else f"{kind}'s models"))
     refuse_options(options, SET_ELSEWHERE, text)
     return ModelName(kind, name, weights, text, options)
+
+
+def split_model_names(text: str) -> tuple[str, ...]:
+    """The names of several models joined by ` + `; one where there is no such sign, or where it is part of a path that exists.
+
+    Raises:
+        UserError: a bracket or quote is not closed, or a name is missing.
+    """
+    file = text.partition("@")[2]
+    if JOINER not in text or _is_folder(text.removeprefix("hf:")) or (file and Path(file).expanduser().is_file()):
+        return (text,)
+    names = tuple(part.strip() for part in split_joined(text, JOINER, "model"))
+    if not all(names):
+        raise UserError(f"{text!r} joins models with ' + ' and lacks a name. Write NAME + NAME.")
+    return names
 
 
 def refuse_options(options: dict[str, Any], elsewhere: dict[str, str], text: str) -> None:

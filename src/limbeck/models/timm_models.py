@@ -5,6 +5,9 @@ EVA, DINOv2/v3, mixers) has levels of kind `block`; the others (ResNets, ConvNeX
 without stages of its own left out. Maps are taken before the final norm; prefix tokens are stripped. CaiT's maps are
 those of its self-attention blocks: its class-attention blocks change the class token only.
 
+Of networks with a distillation head (DeiT's distilled ones, LeViT, EfficientFormer) the two heads can be read apart; the
+logits are their mean, as in timm.
+
 `final` is the map that timm's own `forward_features` ends with: after the final norm where the model has one
 before its pooling, the last map itself where it norms after pooling (ConvNeXt, EVA with `fc_norm`) or not at all.
 """
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.base import Provenance, VisionModel
+from limbeck.models.timm_heads import head_input, two_heads
 from limbeck.models.timm_options import OPTION_ERRORS, bad_options, check_options, unexpected_argument
 from limbeck.models.weights import State, is_unreachable, load_weights, weights_hash
 from limbeck.outputs import Level, LevelKind, ModelFacts, Outputs, Request
@@ -204,12 +208,18 @@ class TimmModel(VisionModel):
         else:
             features = self.network.forward_features(inputs)
         pooled = self.network.forward_head(features, pre_logits=True) if request.pooled else None
-        if pooled is not None and self._pooled_is_classified:
+        class_logits = distilled_logits = None
+        if request.heads and self._head_input is not None:
+            class_logits, distilled_logits = two_heads(self.network, features, self._head_input)
+            logits = (class_logits + distilled_logits) / 2
+        elif pooled is not None and self._pooled_is_classified:
             logits = self.network.get_classifier()(pooled)
         else:
             logits = self.network.forward_head(features)
         final = self._final_map(features) if request.final else None
-        return Outputs(logits, pooled, maps, final, class_tokens)
+        return Outputs(
+            logits, pooled, maps, final, class_tokens, class_logits=class_logits, distilled_logits=distilled_logits
+        )
 
     def convert(self, state: State) -> State:
         """Bring older or differently sized weights of this architecture to its names and shapes, as timm does."""
@@ -265,7 +275,16 @@ class TimmModel(VisionModel):
             and torch.allclose(classifier(pooled), logits, atol=1e-6)
         )
         classifier.train() if isinstance(classifier, nn.Module) else None
-        return ModelFacts(text, logits.shape[-1], input_size, levels, pooled.shape[-1], final)
+        self._head_input = head_input(network, features, pooled)
+        return ModelFacts(
+            text,
+            logits.shape[-1],
+            input_size,
+            levels,
+            pooled.shape[-1],
+            final,
+            has_distillation_token=self._head_input is not None,
+        )
 
     def _dry_run(self, inputs: Tensor) -> tuple[Any, list[Tensor]]:
         if not hasattr(self.network, "forward_intermediates"):

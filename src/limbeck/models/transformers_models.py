@@ -186,6 +186,10 @@ class TransformersModel(VisionModel):
                 whole.logits,
                 maps={name: self._map(whole, name) for name in request.levels},
                 class_tokens=self._class_tokens(whole, request),
+                class_logits=whole.cls_logits if request.heads and self.facts.has_distillation_token else None,
+                distilled_logits=whole.distillation_logits
+                if request.heads and self.facts.has_distillation_token
+                else None,
             )
         base = self._base(
             pixel_values=inputs, output_hidden_states=bool(request.levels), return_dict=True, **self._extra
@@ -259,7 +263,11 @@ class TransformersModel(VisionModel):
         elif last.ndim == 4 or self._grid != (0, 0):
             final = _level("final", self._as_map(last), size, "stage" if last.ndim == 4 else "block")
         pooled_channels = vector.shape[1] if vector is not None else last.shape[1 if last.ndim == 4 else -1]
-        return ModelFacts(text, whole.logits.shape[-1], size, levels, pooled_channels, final)
+        # DeiT and LeViT "with teacher"; their two classifiers have no common pooled vector.
+        heads = self._pooling is None and "distillation_logits" in whole
+        return ModelFacts(
+            text, whole.logits.shape[-1], size, levels, pooled_channels, final, has_distillation_token=heads
+        )
 
     def _find_levels(
         self, states: tuple[Tensor, ...], last: Tensor, size: tuple[int, int]

@@ -85,5 +85,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, mode in modes:  # parents come first; `train` and not the flag, since some parts forget cached values in it
+        for (
+            part,
+            mode,
+        ) in modes:  # parents come first; `train` and not the flag, since some parts forget cached values in it
             part.train(mode)

@@ -1,0 +1,49 @@
+"""Function matching: agree with the teacher on every view, for a very long time, without labels.
+
+Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation: A good teacher is patient and consistent", CVPR
+2022, arXiv:2106.05237.
+
+The formula is that of `kd` at temperature 1; what is new is the recipe, and only all of it gives the published numbers:
+
+* labels have no weight (`default_task_weight` 0);
+* both models see the same crop and the same mixed image, which holds in Limbeck for every method;
+* Mixup always, its coefficient uniform in [0, 1], on random resized crops: `--mixup 1.0 --crop resized`;
+* patience: on ImageNet 300 epochs are the cheap run, 1200 the released one and 9600 the headline's, at batch 4096 with Adam
+  (learning rate 0.03, decoupled weight decay 3e-4, gradients clipped at 1, 5000 steps of warm-up, cosine).
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from limbeck.call_checks import require_positive
+from limbeck.losses.base import DistillationLoss
+from limbeck.losses.kd import kd_loss, require_same_classes
+from limbeck.outputs import ModelFacts, Outputs
+
+
+class FunctionMatching(DistillationLoss):
+    """`kd_loss` on the logits of both models, at temperature 1 and in place of the labels.
+
+    Args:
+        student: facts of the student.
+        teacher: facts of the teacher.
+        temperature: τ > 0.
+
+    Raises:
+        UserError: the temperature is not positive, or the models' classes differ in number.
+    """
+
+    on_logits: ClassVar[bool] = True
+    default_task_weight: ClassVar[float] = 0.0
+
+    def __init__(self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 1.0) -> None:
+        super().__init__(student, teacher)
+        require_same_classes("function_matching", student, teacher)
+        require_positive("function_matching", temperature=temperature)
+        self.temperature = temperature
+        self.notes = ("the published gains come with --mixup 1.0 and very many epochs (300 to 9600 on ImageNet).",)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
+        """See `kd_loss`; the target is not read."""
+        return kd_loss(student.logits, teacher.logits, self.temperature)
