@@ -25,8 +25,14 @@ Task = Literal["classification", "detection"]
 NO_DATA = "none"
 """What `data` is where all images are made for the teacher."""
 
+NO_TEACHER = "none"
+"""What `teacher` is where the student learns from itself."""
+
 # Options that mean something only where there is no data.
 ONLY_WITHOUT_DATA = ("synthesis", "synthetic_images", "synthesis_batch_size", "statistics")
+
+# Options that mean something only where there is a teacher.
+ONLY_WITH_TEACHER = ("teacher_size", "teacher_accuracy", "trust_teacher")
 
 # Options that mean something for one task only. (Those of a particular verb are in its own recipe.)
 ONLY_FOR: dict[Task, tuple[str, ...]] = {
@@ -316,12 +322,17 @@ class DistillRecipe(TrainingRecipe):
 
     Args:
         teacher: the strong model: a timm name, torchvision:NAME, hf:NAME-OR-FOLDER, limbeck:NAME, a run's folder or
-            package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights.
+            package.module:factory; NAME(option=value) gives options, NAME@weights.safetensors loads local weights. "NAME + NAME"
+            are several [classification]: unic reads the features of each, methods on logits their mean probabilities. none is for
+            methods by which a student learns from labels and itself (uskd).
         student: the small model, named in the same ways.
         method: none, or distillation losses joined with +, each with its options in parentheses:
             "vitkd+nkd(gamma=1.0, weight=0.5)". `limbeck methods` lists them. auto is kd for classification; for detection it
             is query_kd between two networks of object queries, mask_kd between two of mask queries, and pkd otherwise.
         task_weight: weight of the supervised loss; auto is what the methods were published with (0 for unlabelled images).
+        balance: shares of the pull on the student that terms keep whatever their weights: "kd=0.5,vitkd=0.3". The pull of a term
+            is the norm of its weighted gradient. The supervised loss and terms left out keep their weights and have the rest;
+            where there is no rest, shares are relative to each other. Warm-up still multiplies.
         student_pretrained: start the student from its library's weights; auto does so for names with a tag
             (deit_tiny_patch16_224.fb_in1k), hub names and local weights.
         student_size: [classification] side in pixels of the student's input; auto is the model's own.
@@ -346,6 +357,7 @@ class DistillRecipe(TrainingRecipe):
     student: str
     method: str = "auto"
     task_weight: float | Auto = "auto"
+    balance: str | None = None
     student_pretrained: bool | Auto = "auto"
     student_size: int | Auto = "auto"
     teacher_size: int | Auto = "auto"
@@ -360,6 +372,8 @@ class DistillRecipe(TrainingRecipe):
     def check(self) -> None:
         """As for any training; the expected accuracy is a share, not per cent; options on making images need data none."""
         super().check()
+        if self.teacher == NO_TEACHER:
+            self._refuse_what_needs_a_teacher()
         for name in ("synthetic_images", "synthesis_batch_size"):
             _require(self, name, lambda value: value == "auto" or value >= 1, "at least 1")
         if self.data != NO_DATA:
@@ -371,6 +385,21 @@ class DistillRecipe(TrainingRecipe):
         _require(self, "teacher_accuracy", lambda value: value is None or 0 < value <= 1, "a share between 0 and 1")
         _require(self, "task_weight", lambda value: value == "auto" or value >= 0, "at least 0")
         _require(self, "pseudo_score", lambda value: 0 < value < 1, "between 0 and 1, both excluded")
+
+    def _refuse_what_needs_a_teacher(self) -> None:
+        if self.task == "detection":
+            raise UserError(
+                "--teacher none is for --task classification: no method for detectors does without a teacher. "
+                "Name one, or train the detector alone with limbeck train."
+            )
+        if self.data == NO_DATA:
+            raise UserError(
+                "--teacher none and --data none leave nothing to learn from: images are made for a teacher. "
+                "Give labelled images with --data, or a teacher."
+            )
+        for option in dataclasses.fields(self):
+            if option.name in ONLY_WITH_TEACHER and getattr(self, option.name) != option.default:
+                raise UserError(f"--{option.name} says something of the teacher, and --teacher is none. Leave it out.")
 
     def settled(self) -> Self:
         """As for any training; and the method of a classifier."""
@@ -432,9 +461,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def as_plain(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values for YAML, tuples as lists; options of another task, or on making images, left out."""
+    """A recipe as plain values for YAML, tuples as lists; options that mean nothing to this run left out."""
     foreign = [name for task, names in ONLY_FOR.items() if task != recipe.task for name in names]
     foreign += ONLY_WITHOUT_DATA if recipe.data != NO_DATA else ()
+    foreign += ONLY_WITH_TEACHER if getattr(recipe, "teacher", None) == NO_TEACHER else ()
     values = dataclasses.asdict(recipe).items()
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values if key not in foreign}
 

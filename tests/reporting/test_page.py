@@ -283,3 +283,45 @@ def test_versions_and_hashes_are_shown_and_long_lists_cut(make_run):
     assert "provenance.environment.torch 2.14.1" in text
     assert "x, ... (41 in all)" in text
     assert "x, last" not in text
+
+
+def test_the_report_says_first_whether_the_run_worked(make_run):
+    run = make_run("mine")
+    assert "working" not in Page(write_report(run)).sections, "a run that was not watched is not said to be well"
+    watched = {"kind": "watch", "epoch": 2, "step": 30, "parameters": 1.0, "cka/stages.0|layer1": 0.456}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(watched) + "\n")
+    healthy = Page(write_report(run))
+    assert "✓ Nothing suspicious was seen. Watched: that parameters and losses move" in healthy.text
+    assert "Student level Teacher level After epoch 2 stages.0 layer1 0.46" in healthy.text
+    found = {"epoch": 1, "name": "term_vanishes", "severity": "warning", "subject": "kd", "words": "<b>kd</b> is weak."}
+    note = {"epoch": 2, "name": "features_part", "severity": "note", "words": "They part.", "remedy": "Nothing."}
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"findings": [note, found | {"remedy": "Raise it."}]}))
+    ill = Page(write_report(run))
+    assert (
+        "A term does nothing first seen in epoch 1 <b>kd</b> is weak. Raise it. Features become less alike" in ill.text
+    )
+    assert "Nothing suspicious" not in ill.text
+    assert ill.source.index('id="working"') < ill.source.index('id="learning"')
+
+
+def test_gradient_plots_show_terms_and_angles_apart(make_run):
+    run = make_run("mine")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "gradients":
+            row |= {"ratio/kd": 0.1, "weight/kd": 0.9, "cosine/task|kd": -0.5}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(run))
+    assert {trace["name"] for trace in page.figure("gradient norm")["data"]} == {"supervised", "kd"}
+    (angle,) = page.figure("cosine of two gradients")["data"]
+    assert angle["name"] == "supervised, kd"
+    assert "pulls on the student's parameters. Logarithmic axis." in page.text
+    for row in rows:
+        if row["kind"] == "gradients":
+            row["kd"] = 0.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    linear = Page(write_report(run))
+    assert linear.figure("gradient norm")["layout"]["yaxis"].get("type") != "log"
+    assert "pulls on the student's parameters. Logarithmic axis." not in linear.text

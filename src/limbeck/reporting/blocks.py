@@ -78,8 +78,19 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Something found: what it is called, when it was seen, what is seen, and what to do; `grave` ones are coloured."""
+
+    title: str
+    when: str
+    words: str
+    remedy: str
+    grave: bool = False
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it."""
+    """A heading with what stands under it; `good` is a line that says that something is as it should be."""
 
     key: str
     title: str
@@ -88,6 +99,8 @@ class Section:
     table: Table | None = None
     samples: list[ChosenSample] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
+    good: str = ""
+    remarks: list[Remark] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

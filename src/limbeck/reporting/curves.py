@@ -94,14 +94,40 @@ def own_term_curve(train: Sequence[Record]) -> go.Figure:
 
 
 def gradient_curve(gradients: Sequence[Record]) -> go.Figure:
-    """The norm of each term's gradient over optimiser steps, on a logarithmic axis."""
+    """The norm of each term's gradient over optimiser steps, on a logarithmic axis unless one of them is 0."""
     figure = blank("optimiser step", "gradient norm")
-    names = dict.fromkeys(key for record in gradients for key in record if key not in ("kind", "epoch", "step"))
-    ordered = sorted(names, key=lambda name: name != "task")
-    for place, name in enumerate(ordered):
+    for place, name in enumerate(gradient_terms(gradients)):
         x, y = series(gradients, name)
         line(figure, *thin(x, y), label(_term(name)), TERMS[place % len(TERMS)])
     return _logarithmic(figure)
+
+
+def cosine_curve(gradients: Sequence[Record]) -> go.Figure:
+    """The cosine between the gradients of each two terms over optimiser steps."""
+    figure = blank("optimiser step", "cosine of two gradients")
+    for place, (a, b) in enumerate(cosine_pairs(gradients)):
+        x, y = series(gradients, f"cosine/{a}|{b}")
+        line(figure, *thin(x, y), label(f"{_term(a)}, {_term(b)}", 40), TERMS[(place + 1) % len(TERMS)])
+    figure.update_yaxes(range=[-1.05, 1.05], tickvals=[-1, -0.5, 0, 0.5, 1])
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def is_logarithmic(figure: go.Figure) -> bool:
+    """Whether the vertical axis of a figure is."""
+    return bool(figure.layout.yaxis.type == "log")
+
+
+def gradient_terms(gradients: Sequence[Record]) -> list[str]:
+    """The terms whose gradients were measured, the supervised one first; what is derived from them has a / in its name."""
+    keys = dict.fromkeys(key for record in gradients for key in record if "/" not in key)
+    return sorted((key for key in keys if key not in ("kind", "epoch", "step")), key=lambda name: name != "task")
+
+
+def cosine_pairs(gradients: Sequence[Record]) -> list[tuple[str, str]]:
+    """The pairs of terms between whose gradients the angle was measured."""
+    keys = dict.fromkeys(key for record in gradients for key in record if key.startswith("cosine/"))
+    return [(a, b) for a, _, b in (key.removeprefix("cosine/").partition("|") for key in keys)]
 
 
 def throughput_curve(train: Sequence[Record]) -> go.Figure:

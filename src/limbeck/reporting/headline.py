@@ -27,7 +27,7 @@ def write_headline(run: RunRecord, controls: Controls | None, control_runs: Sequ
     accuracy, teacher = run.accuracy, run.teacher_accuracy
     if accuracy is None:
         return Headline("This run has no validation accuracy: it stopped before its first measurement.", ())
-    if not run.has_teacher:
+    if not run.has_method:
         return Headline(f"Trained without a teacher, the network is right on {percent(accuracy)} of the images.", ())
     details = []
     if not run.summary:

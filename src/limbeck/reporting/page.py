@@ -5,15 +5,16 @@ and no model, and its own content policy forbids it to fetch anything.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from limbeck.files import atomic_write
+from limbeck.reporting.blocks import PageContent
 from limbeck.reporting.classification_page import classification_page
 from limbeck.reporting.detection.page import detection_page
 from limbeck.reporting.run_reader import RunRecord, number, read_run
@@ -43,24 +44,69 @@ def write_report(run: str | Path, *, controls: Sequence[str | Path] = (), out: s
     """
     record = read_run(run)
     control_runs = [read_run(folder) for folder in controls]
-    content = PAGES[record.task](record, control_runs)
-    page = _environment().get_template("page.html.jinja").render(
-        run=record,
+    page = render_page(
+        record,
+        PAGES[record.task](record, control_runs),
         subtitle=_subtitle(record),
-        headline=content.headline,
-        cards=content.cards,
-        sections=content.sections,
-        warnings=content.warnings,
         notes=_texts(record.summary.get("notes")),
         recipe=flatten(record.recipe) + flatten(record.provenance, "provenance."),
         class_names=record.class_names,
-        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        plotly=Markup(get_plotlyjs()),
-    )  # fmt: skip
+    )
     path = Path(out) if out is not None else record.path / "report.html"
     with atomic_write(path) as file:
         file.write(page.encode("utf-8"))
     return path
+
+
+class Subject(Protocol):
+    """What a page is about: its name, its folder, and what is missing there, with the reason."""
+
+    @property
+    def name(self) -> str:
+        """The page's title."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """What is not on the page, and why."""
+
+
+def render_page(
+    subject: Subject,
+    content: PageContent,
+    *,
+    subtitle: str,
+    notes: Sequence[str] = (),
+    recipe: Sequence[tuple[str, str]] = (),
+    class_names: Sequence[str] = (),
+) -> str:
+    """The page's HTML, with everything inside it.
+
+    Args:
+        subject: a run, or anything else with a name and a folder; sections with sample images need a run.
+        content: what the page says.
+        subtitle: below the name.
+        notes: sentences of the subject.
+        recipe: rows of name and text, folded away at the end.
+        class_names: that sample images name.
+    """
+    page = _environment().get_template("page.html.jinja")
+    return page.render(
+        run=subject,
+        subtitle=subtitle,
+        headline=content.headline,
+        cards=content.cards,
+        sections=content.sections,
+        warnings=content.warnings,
+        notes=notes,
+        recipe=recipe,
+        class_names=class_names,
+        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        plotly=Markup(get_plotlyjs()),
+    )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -93,7 +139,7 @@ def _environment() -> Environment:
 
 def _subtitle(run: RunRecord) -> str:
     recipe = run.recipe
-    if not run.has_teacher:
+    if not run.has_method:
         model = recipe.get("model") or recipe.get("student")
         parts = [f"Network {model}" if model else "", f"data {recipe['data']}" if recipe.get("data") else ""]
     else:

@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from limbeck.errors import UserError
+from limbeck.recipe import NO_TEACHER
 from limbeck.reporting.detection import pictures, score_file, stored
 from limbeck.reporting.detection.pictures import SamplePicture
 from limbeck.reporting.detection.score_file import ScoreFile
@@ -86,7 +87,8 @@ class RunRecord:
         recipe: recipe.yaml; empty when missing.
         provenance: provenance.yaml (versions, data, weights); empty when missing.
         summary: summary.json; empty when missing.
-        train, val, gradients: records of metrics.jsonl by kind, in order of their step.
+        train, val, gradients, watch: records of metrics.jsonl by kind, in order of their step.
+        findings: what the run's watcher found, oldest first; None where nothing watched.
         predictions, similarity, samples: what a classification run leaves; None when missing.
         detections, scores, pictures: what a detection run leaves; None or empty when missing.
         missing: what could not be read, and why.
@@ -99,6 +101,8 @@ class RunRecord:
     train: list[Record] = field(default_factory=list)
     val: list[Record] = field(default_factory=list)
     gradients: list[Record] = field(default_factory=list)
+    watch: list[Record] = field(default_factory=list)
+    findings: list[Record] | None = None
     predictions: Predictions | None = None
     similarity: Similarity | None = None
     samples: Samples | None = None
@@ -123,11 +127,18 @@ class RunRecord:
     @property
     def has_teacher(self) -> bool:
         """Whether anything in the folder speaks of a teacher."""
+        if self.recipe.get("teacher") == NO_TEACHER:
+            return False
         return bool(
             self.summary.get("verb") == "distill"
             or self.recipe.get("teacher")
             or (self.predictions is not None and self.predictions.teacher_logits is not None)
         )
+
+    @property
+    def has_method(self) -> bool:
+        """Whether the student learned from more than labels: from a teacher, or from itself."""
+        return self.has_teacher or str(self.recipe.get("method", "none")).strip() != "none"
 
     @property
     def accuracy(self) -> float | None:
@@ -201,8 +212,10 @@ def read_run(path: str | Path) -> RunRecord:
         run.provenance = _optional(run, "provenance.yaml", "Versions and hashes", _read_yaml) or {}
     run.summary = _optional(run, "summary.json", "The final numbers", _read_json) or {}
     records = _optional(run, "metrics.jsonl", "The learning curves", lambda file: _read_metrics(run, file)) or []
-    for kind, kept in (("train", run.train), ("val", run.val), ("gradients", run.gradients)):
+    kinds = {"train": run.train, "val": run.val, "gradients": run.gradients, "watch": run.watch}
+    for kind, kept in kinds.items():
         kept += _in_order([r for r in records if r.get("kind") == kind])
+    run.findings = _findings(run, records)
     if run.task == "detection":
         _read_detection(run)
     else:
@@ -298,6 +311,15 @@ def _in_order(records: list[Record]) -> list[Record]:
         step = number(record.get("step"))
         by_step[float(place) if step is None else step] = record
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _findings(run: RunRecord, records: list[Record]) -> list[Record] | None:
+    """The summary's list; of a run that has not ended, its records, of which there are none before the first epoch's end."""
+    told = run.summary.get("findings")
+    if isinstance(told, list):
+        return [finding for finding in told if isinstance(finding, dict)]
+    seen = [record for record in records if record.get("kind") == "finding"]
+    return seen if seen or run.watch else None
 
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:

@@ -28,6 +28,7 @@ from limbeck.reporting.training_sections import (
     terms,
 )
 from limbeck.reporting.wording import percent
+from limbeck.reporting.working import working
 
 BINS = 15
 LARGEST_FULL_MATRIX = 12
@@ -41,12 +42,13 @@ def headline_cards(run: RunRecord, controls: Controls | None) -> list[Card]:
     if best is not None and isinstance(accuracy, dict):
         epoch = number(accuracy.get("best_epoch"))
         note += f"; best {percent(best)}" + (f" at epoch {epoch:g}" if epoch is not None else "")
-    cards = [Card("Student accuracy" if run.has_teacher else "Accuracy", percent(run.accuracy), note)]
+    cards = [Card("Student accuracy" if run.has_method else "Accuracy", percent(run.accuracy), note)]
     teacher = run.teacher_accuracy
     if run.has_teacher:
         cards.append(
             Card("Teacher accuracy", percent(teacher), "same images" if teacher is not None else "not recorded")
         )
+    if run.has_method:
         cards.append(control_card(controls, "Control accuracy"))
     cards += size_cards(run)
     if run.agreement is not None:
@@ -57,6 +59,7 @@ def headline_cards(run: RunRecord, controls: Controls | None) -> list[Card]:
 def all_sections(run: RunRecord, controls: Controls | None) -> list[Section]:
     """Every section for which the run has something to show, in reading order."""
     found = [
+        working(run),
         _learning(run, controls),
         terms(run),
         _agreement(run),

@@ -64,14 +64,29 @@ def terms(run: RunRecord) -> Section | None:
         # An area needs two points to be seen.
         if len(run.train) > 1:
             plots.append(Plot("Weighted share of each term", caption, curves.share_curve(run.train)))
-        plots.append(Plot("Each term, unweighted", "Logarithmic axis.", curves.term_curve(run.train)))
+        figure = curves.term_curve(run.train)
+        plots.append(Plot("Each term, unweighted", _axis(figure), figure))
     if curves.own_term_names(run.train):
-        caption = "What the supervised loss is made of, as the model's own library weights it; logarithmic axis."
-        plots.append(Plot("The model's own terms", caption, curves.own_term_curve(run.train), wide=True))
-    if any(number(value) for record in run.gradients for key, value in record.items() if key not in ("epoch", "step")):
-        caption = "How hard each weighted term pulls on the student's parameters; logarithmic axis."
-        plots.append(Plot("Gradient norm of each term", caption, curves.gradient_curve(run.gradients), 280, wide=True))
+        figure = curves.own_term_curve(run.train)
+        caption = f"What the supervised loss is made of, as the model's own library weights it. {_axis(figure)}".strip()
+        plots.append(Plot("The model's own terms", caption, figure, wide=True))
+    names = curves.gradient_terms(run.gradients)
+    if any(number(record.get(name)) for record in run.gradients for name in names):
+        figure = curves.gradient_curve(run.gradients)
+        caption = f"How hard each weighted term pulls on the student's parameters. {_axis(figure)}".strip()
+        alone = not curves.cosine_pairs(run.gradients)
+        plots.append(Plot("Gradient norm of each term", caption, figure, 280, wide=alone))
+    if curves.cosine_pairs(run.gradients):
+        caption = (
+            "1 where two terms pull the same way, 0 where neither minds the other, -1 where one undoes the other. As the total "
+            "nears a minimum the terms' gradients cancel, so cosines fall late in training in healthy runs too."
+        )
+        plots.append(Plot("Angles between the terms' gradients", caption, curves.cosine_curve(run.gradients), 280))
     return Section("terms", "Loss terms", plots=plots) if plots else None
+
+
+def _axis(figure: Any) -> str:
+    return "Logarithmic axis." if curves.is_logarithmic(figure) else ""
 
 
 def speed(run: RunRecord) -> Section | None:

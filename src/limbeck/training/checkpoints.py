@@ -69,6 +69,7 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save after the epoch and its validation."""
         assert isinstance(pl_module, TrainingModule)
+        pl_module.end_epoch()
         records = pl_module.records
         is_best = False
         if records is not None:

@@ -20,6 +20,7 @@ from limbeck.training.checkpoints import Checkpoints
 from limbeck.training.module import TrainingModule
 from limbeck.training.progress import Progress
 from limbeck.training.records import Records
+from limbeck.training.watcher import Watcher
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -52,6 +53,7 @@ def fit(
     run: Run,
     train_loader: ResumableLoader,
     val_loader: Iterable[Batch] | None,
+    watcher: Watcher | None = None,
 ) -> TrainingModule:
     """Train the distiller's student.
 
@@ -62,6 +64,7 @@ def fit(
         run: an existing folder; with `recipe.resume` it holds the checkpoint to start from.
         train_loader: images to learn from, resumable within an epoch.
         val_loader: images to measure on after every `eval_every` epochs; None for unlabelled data without any.
+        watcher: looks whether the run works; None leaves that out.
 
     Returns:
         The trained module; its `measured_student` is the network to keep.
@@ -78,6 +81,7 @@ def fit(
     if process_rank() == 0:
         os.environ["LIMBECK_RUN_FOLDER"] = str(run.path.resolve())
         module.records = Records(run.metrics_file, upto_step=step)
+        module.watcher = watcher
     callbacks: list[lightning.Callback] = [Checkpoints(run, recipe.checkpoint_steps, recipe.accumulate)]
     if recipe.progress:
         callbacks.append(Progress(refresh_rate=1))

@@ -12,15 +12,21 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from limbeck.distiller import Distillation
-from limbeck.recipe import TrainingRecipe
+from limbeck.errors import UserError
+from limbeck.gradients import TASK
+from limbeck.losses.names import parse_shares
+from limbeck.recipe import DistillRecipe, TrainingRecipe
 from limbeck.run import Run
 from limbeck.tasks.base import Batch, Task
+from limbeck.training.balance import Balancer, check_shares
+from limbeck.training.evidence import finding_of
 from limbeck.training.guards import FiniteGuard
 from limbeck.training.memory import peak_memory, reset_peak_memory
 from limbeck.training.optimisers import make_optimizer, make_scheduler
 from limbeck.training.randomness import seed_everything
 from limbeck.training.records import Records
 from limbeck.training.timing import StageTimer
+from limbeck.training.watcher import Watcher
 
 GRADIENT_IMAGES = 32
 
@@ -60,6 +66,9 @@ class TrainingModule(lightning.LightningModule):
             self.ema.requires_grad_(False)
         self.guard = FiniteGuard(run.path)
         self.records: Records | None = None
+        self.watcher: Watcher | None = None
+        shares = recipe.balance if isinstance(recipe, DistillRecipe) else None
+        self.balancer = Balancer(distiller, check_shares(parse_shares(shares), distiller)) if shares else None
         self.seconds = 0.0
         self._peak_memory_before = 0
         self.status: dict[str, float] = {}
@@ -80,8 +89,23 @@ class TrainingModule(lightning.LightningModule):
         peak = peak_memory(self.device)
         return None if peak is None else max(peak, self._peak_memory_before)
 
+    @property
+    def findings(self) -> list[dict[str, Any]] | None:
+        """What the watcher found, each with its epoch; None where nothing watched."""
+        if self.watcher is None or self.records is None:
+            return None
+        return [{"epoch": row["epoch"], **finding_of(row).record()} for row in self.records.of("finding")]
+
     def configure_optimizers(self) -> Any:
-        """The recipe's optimiser over student and projectors, its schedule stepped per update."""
+        """The recipe's optimiser over student and projectors, its schedule stepped per update.
+
+        Raises:
+            UserError: there is nothing to train.
+        """
+        if not any(True for _ in self.distiller.trained_parameters()):
+            raise UserError(
+                "No parameter of the student requires a gradient, so there is nothing to learn. Load it so that they do."
+            )
         optimizer = make_optimizer(self.distiller.trained_parameters(), self.recipe)
         scheduler = make_scheduler(optimizer, self.recipe, self.updates_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -95,6 +119,8 @@ class TrainingModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Also for a run resumed within an epoch, whose epoch start lies in the past."""
         self.on_train_epoch_start()
+        if self.watcher is not None and self.records is not None:
+            self.watcher.begin(self.records, self.global_step)
 
     def on_train_epoch_start(self) -> None:
         """Set the losses' warm-up."""
@@ -112,9 +138,7 @@ class TrainingModule(lightning.LightningModule):
         inputs, target = self.task.learn_from(batch)
         if not self.distiller.supervised:
             target = None
-        if batch_idx == 0 and self.records is not None:
-            few = self.task.few(inputs, target, GRADIENT_IMAGES)
-            self._record("gradients", self.distiller.gradient_norms(*few, batch["index"][:GRADIENT_IMAGES]))
+        self._look_at_gradients(inputs, target, batch, batch_idx)
         with self._timer.stage("teacher"):
             teacher_outputs = self.distiller.teacher_step(inputs)
         terms, _ = self.distiller.student_step(inputs, target, teacher_outputs, batch["index"])
@@ -141,6 +165,11 @@ class TrainingModule(lightning.LightningModule):
             self.guard.check()
         if is_last or (batch_idx + 1) % self.recipe.log_every == 0:
             self._end_interval(len(batch["index"]))
+
+    def end_epoch(self) -> None:
+        """Look whether the run works; called by the checkpoint callback, before it saves."""
+        if self.watcher is not None and self.records is not None:
+            self.watcher.end_epoch(self.records, self.current_epoch, self.global_step, self.distiller.student)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the student's answers."""
@@ -178,6 +207,7 @@ class TrainingModule(lightning.LightningModule):
             "interval_sums": {name: value.cpu() for name, value in self._interval_sums.items()},
             "interval_steps": self._interval_steps,
             "task": self.task.state_dict(),
+            "balance": self.balancer.state_dict() if self.balancer is not None else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,6 +218,8 @@ class TrainingModule(lightning.LightningModule):
         self._interval_sums = {name: value.to(self.device) for name, value in kept["interval_sums"].items()}
         self._interval_steps = kept["interval_steps"]
         self.task.load_state_dict(kept.get("task", {}))
+        if self.balancer is not None:
+            self.balancer.load_state_dict(kept["balance"])
 
     def _end_interval(self, batch_size: int) -> None:
         now = time.perf_counter()
@@ -212,6 +244,25 @@ class TrainingModule(lightning.LightningModule):
             | {f"time/{name}": share for name, share in shares.items()},
         )
         self._interval_began = now
+
+    def _look_at_gradients(self, inputs: Any, target: Any, batch: Batch, batch_idx: int) -> None:
+        """Measure them on a few images, record them once an epoch, and keep the chosen shares of the pull.
+
+        The first process measures. With chosen shares all take part in the exchange that follows.
+        """
+        balances = self.balancer is not None and self.balancer.is_due(batch_idx)
+        if not balances and batch_idx > 0:
+            return
+        gradients = None
+        if self.global_rank == 0:
+            few = self.task.few(inputs, target, GRADIENT_IMAGES)
+            gradients = self.distiller.measure_gradients(*few, batch["index"][:GRADIENT_IMAGES])
+        if self.balancer is not None and balances:
+            factors = self.balancer.factors(gradients) if gradients is not None else {}
+            self.distiller.set_factors(self.trainer.strategy.broadcast(factors))
+        if gradients is not None and batch_idx == 0:
+            weights = {TASK: self.distiller.task_weight} | self.distiller.current_weights
+            self._record("gradients", gradients.weighted(weights).record())
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
         if self.records is not None:

@@ -1,12 +1,14 @@
-"""The course of a training run, from names to results; `train` and `distill` differ only in having a teacher."""
+"""The course of a training run, from names to results; `train` has no method and no teacher, `distill` may have both."""
 
 import time
 
 from limbeck.errors import UserError
 from limbeck.models.base import VisionModel
+from limbeck.models.several import SeveralModels
 from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
 from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import measure, predict_logits
+from limbeck.training.evidence import Finding
 from limbeck.training.fit import fit
 from limbeck.verbs import results, screen
 from limbeck.verbs.preparation import (
@@ -18,7 +20,9 @@ from limbeck.verbs.preparation import (
     training_task,
     val_loader,
 )
+from limbeck.verbs.several_teachers import check_several
 from limbeck.verbs.teacher_check import require_plausible
+from limbeck.verbs.watching import doubts_about, make_watcher
 
 
 def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
@@ -29,7 +33,7 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     recipe = course.recipe
     screen.settings(f"Recipe, saved in {run.path / 'recipe.yaml'}", as_plain(recipe))
     screen.notes(course.notes)
-    _check_teacher(course)
+    doubts = _check_teacher(course)
     _show_pairs(course)
     if course.images is not None:
         course.images.make_before(course.data, resume=recipe.resume)
@@ -38,7 +42,8 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     loader = train_loader(course)
     task = training_task(course, loader)
     task.teacher_logits = course.teacher_logits
-    module = fit(course.distiller, task, recipe, run, loader, val_loader(course, rank_share=True))
+    watcher = make_watcher(course, doubts)
+    module = fit(course.distiller, task, recipe, run, loader, val_loader(course, rank_share=True), watcher)
     if not module.trainer.is_global_zero:
         return run
     if course.images is not None:
@@ -65,12 +70,15 @@ def _let_losses_look(course: Course) -> None:
     )
 
 
-def _check_teacher(course: Course) -> None:
-    """Measure the teacher where its classes are the data's, and stop on an implausible one."""
+def _check_teacher(course: Course) -> list[Finding]:
+    """Measure the teacher where its classes are the data's, and stop on an implausible one; what is doubtful about another."""
     recipe, teacher, val = course.recipe, course.teacher, course.data.val
     if teacher is None or val is None or not isinstance(recipe, DistillRecipe):
-        return
+        return []
     teacher.to(course.device)
+    if isinstance(teacher, SeveralModels):
+        check_several(course, teacher)
+        return []
     if course.data.class_names is not None and teacher.facts.num_classes != len(course.data.class_names):
         screen.notes(
             [
@@ -78,10 +86,10 @@ def _check_teacher(course: Course) -> None:
                 "it cannot be measured here."
             ]
         )
-        return
+        return []
     course.teacher_logits, labels = predict_logits(teacher, val_loader(course), course.device)
     if val.labels is None:
-        return
+        return []
     if recipe.trust_teacher:
         course.teacher_measured = measure(course.teacher_logits, labels)
     else:
@@ -102,6 +110,7 @@ def _check_teacher(course: Course) -> None:
             )
         ],
     )
+    return doubts_about(course, labels, recipe.teacher_accuracy) if process_rank(recipe.devices) == 0 else []
 
 
 def _show_pairs(course: Course) -> None:
@@ -116,7 +125,8 @@ def _show_pairs(course: Course) -> None:
 
 
 def _describe_level(model: VisionModel | None, name: str) -> tuple[str, str]:
-    assert model is not None
+    if model is None:  # a loss of the user's own may pair the student's levels with each other
+        return name, ""
     if name == "pooled":
         return name, f"{model.facts.pooled_channels}, 1x1"
     level = model.facts.final if name == "final" else model.facts.level(name)

@@ -1,15 +1,21 @@
 """`limbeck distill`: a small student from a strong teacher."""
 
-from limbeck.losses.names import parse_methods
-from limbeck.recipe import NO_DATA, DistillRecipe, from_recipe
+from limbeck.losses.names import parse_methods, parse_shares
+from limbeck.recipe import NO_DATA, NO_TEACHER, DistillRecipe, from_recipe
 from limbeck.run import Run, choose_run
 from limbeck.synthesis.names import check_moments, parse_synthesis
-from limbeck.verbs.names import names_of, refuse_methods_of_another_task
+from limbeck.verbs.names import (
+    check_teacher,
+    names_of,
+    refuse_methods_of_another_task,
+    refuse_methods_that_need_a_teacher,
+    refuse_several_without_data,
+)
 
 
 @from_recipe(DistillRecipe)
 def distill(recipe: DistillRecipe) -> Run:
-    """Distil a teacher into a student, and report on it.
+    """Distil a teacher into a student, or a student into itself, and report on it.
 
     Writes the student alone, a model card, metrics and a report into the run's folder.
 
@@ -24,10 +30,16 @@ def distill(recipe: DistillRecipe) -> Run:
     recipe = recipe.settled()
     if recipe.method != "auto":
         refuse_methods_of_another_task(parse_methods(recipe.method), recipe.task)
+    if recipe.balance is not None:
+        parse_shares(recipe.balance)
     check_model, check_data = names_of(recipe.task)
-    check_model(recipe.teacher)
+    if recipe.teacher == NO_TEACHER:
+        refuse_methods_that_need_a_teacher(parse_methods(recipe.method))
+    else:
+        check_teacher(recipe.teacher, recipe.task)
     check_model(recipe.student)
     if recipe.data == NO_DATA:
+        refuse_several_without_data(recipe.teacher)
         if recipe.synthesis != "auto":
             check_moments(parse_synthesis(recipe.synthesis, recipe.task))
     else:

@@ -5,6 +5,7 @@ from typing import Any
 import limbeck
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.detection.base import Detector
+from limbeck.models.several import SeveralModels
 from limbeck.recipe import NO_DATA
 from limbeck.verbs.preparation import Course
 
@@ -63,13 +64,19 @@ def origin_lines(
         "|---|---|---|---|---|",
     ]
     if teacher is not None:
-        lines.append(_row("teacher", teacher.facts.name, teacher.provenance))
+        teachers = teacher.members if isinstance(teacher, SeveralModels) else (teacher,)
+        lines += [_row("teacher", of.facts.name, of.provenance) for of in teachers]
     lines += [_row("student, before training", student, student_origin), ""]
     if teacher is not None:
         lines.append(
             f"The student learned from the teacher's outputs by the method `{method}`. Licences of a teacher's "
             f"weights may reach models distilled from it; the teacher's is: **{teacher.provenance.licence}**. The training "
             "images have a licence of their own, which this tool does not know."
+        )
+    elif method not in (None, "none"):
+        lines.append(
+            f"Beside the labels the student learned from its own answers, without a teacher, by the method `{method}`. The "
+            "training images have a licence of their own, which this tool does not know."
         )
     return [*lines, "", "The exact recipe is in `recipe.yaml`, versions and hashes in `provenance.yaml`.", ""]
 

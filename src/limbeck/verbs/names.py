@@ -26,6 +26,39 @@ def names_of(task: Task) -> tuple[Check, Check]:
     return parse_model_name, check_data_name
 
 
+def check_teacher(text: str, task: Task) -> None:
+    """Check a teacher's name; of a classifier also several, joined by ` + `.
+
+    Raises:
+        FileNotFoundError: a named file or folder does not exist.
+        UserError: a name has no meaning.
+    """
+    check_model, _ = names_of(task)
+    if task == "detection":
+        check_model(text)
+        return
+    from limbeck.models.names import split_model_names
+
+    for name in split_model_names(text):
+        check_model(name)
+
+
+def refuse_several_without_data(teacher: str) -> None:
+    """For a run whose images are made for its teacher.
+
+    Raises:
+        UserError: there are several teachers.
+    """
+    from limbeck.models.names import split_model_names
+
+    names = split_model_names(teacher)
+    if len(names) > 1:
+        raise UserError(
+            f"--data none makes images for one teacher, and {teacher!r} names {len(names)}. Make images for one of them (limbeck "
+            "synthesize) and give their folder with --data."
+        )
+
+
 def task_of(asked: str, model: str, data: str | None) -> Task:
     """The task that "auto" stands for: that of the model's run, else that of the data's kind, else classification."""
     if asked != "auto":
@@ -46,3 +79,18 @@ def refuse_methods_of_another_task(specs: Sequence[MethodSpec], task: Task) -> N
         if spec.name in METHODS and task not in METHODS[spec.name].tasks:
             fitting = ", ".join(name for name, info in METHODS.items() if task in info.tasks)
             raise UserError(f"The method {spec.name} is not for --task {task}. For it: {fitting}.")
+
+
+def refuse_methods_that_need_a_teacher(specs: Sequence[MethodSpec]) -> None:
+    """For a run without one; methods of a user's own are asked when they are built.
+
+    Raises:
+        UserError: a method needs a teacher.
+    """
+    for spec in specs:
+        if spec.name in METHODS and METHODS[spec.name].needs_teacher:
+            without = ", ".join(name for name, info in METHODS.items() if not info.needs_teacher)
+            raise UserError(
+                f"The method {spec.name} needs a teacher, and --teacher is none. Name a teacher, or take a method that does "
+                f"without: {without} (none is the control)."
+            )

@@ -18,12 +18,15 @@ from limbeck.data.split import spread
 from limbeck.distiller import Distillation, Distiller, describe_weights
 from limbeck.errors import UserError
 from limbeck.losses.build import import_loss
-from limbeck.losses.names import parse_methods
+from limbeck.losses.catalogue import METHODS
+from limbeck.losses.names import parse_methods, parse_shares
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.door import class_names_of, load_model
-from limbeck.models.names import has_own_weights
+from limbeck.models.names import has_own_weights, split_model_names
+from limbeck.models.several import load_teacher
 from limbeck.recipe import (
     NO_DATA,
+    NO_TEACHER,
     DistillRecipe,
     TrainingRecipe,
     TrainRecipe,
@@ -34,6 +37,7 @@ from limbeck.recipe import (
 )
 from limbeck.run import Run, process_rank
 from limbeck.tasks.classification import ClassificationTask, Measurement
+from limbeck.training.balance import check_shares
 from limbeck.training.fit import choose_accelerator, choose_precision, main_device
 from limbeck.training.randomness import seed_everything
 from limbeck.verbs import provenance
@@ -74,7 +78,23 @@ class Course:
             found += [f"{model.facts.name}: {note}" for note in model.provenance.notes]
         for name, loss in self.distiller.distillation_losses.items():
             found += [f"{name}: {note}" for note in loss.notes]
-        return found
+        return found + self._untaught_classifier()
+
+    def _untaught_classifier(self) -> list[str]:
+        """What to do next, where neither labels nor a loss on the student's answers teach its classifier.
+
+        A loss of the user's own may teach it; nobody can know.
+        """
+        supervised, losses = self.distiller.supervised, self.distiller.distillation_losses
+        methods = [METHODS.get(name.partition("#")[0]) for name in losses]
+        on_features = [info is not None and info.kind in ("features", "relations") for info in methods]
+        if not losses or not all(on_features) or (supervised and self.distiller.task_weight):
+            return []
+        why = "the labels have no weight" if supervised else "the images have no labels"
+        return [
+            f"{' + '.join(losses)} teaches the student's features and not its classifier, and {why}, so its answers stay random. "
+            f"Train a classifier on the features afterwards: limbeck train --model {self.run.path} --data LABELLED_IMAGES."
+        ]
 
 
 def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
@@ -93,6 +113,7 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> Course:
         task_weight=recipe.task_weight if isinstance(recipe, DistillRecipe) else "auto",
     )
     _refuse_what_cannot_be_remembered(recipe, distiller, images)
+    refuse_unknown_shares(recipe, distiller)
     if isinstance(recipe, DistillRecipe):
         recipe = dataclasses.replace(recipe, task_weight=distiller.task_weight)
     recipe = dataclasses.replace(recipe, out=str(run.path))
@@ -117,6 +138,12 @@ def _refuse_what_cannot_be_remembered(
         )
     if recipe.devices * recipe.nodes > 1:
         raise UserError(f"{remembers}, on one device; this run has {recipe.devices * recipe.nodes}.")
+
+
+def refuse_unknown_shares(recipe: TrainRecipe | DistillRecipe, distiller: Distillation[Any]) -> None:
+    """Refuse, before the run's folder is made, shares of the pull that do not fit the method."""
+    if isinstance(recipe, DistillRecipe) and recipe.balance is not None:
+        check_shares(parse_shares(recipe.balance), distiller)
 
 
 def learns_labels(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> bool:
@@ -176,6 +203,7 @@ def record_start(
         "teacher": provenance.of_model(teacher) if teacher is not None else None,
         "student": provenance.of_model(distiller.student),
         "loss_weights": dict(describe_weights(distiller)),
+        "loss_warmup_epochs": {name: warmup for name, _, warmup in distiller.schedule},
     }
     run.write_text("provenance.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
@@ -230,11 +258,11 @@ def view_options(recipe: TrainingRecipe) -> ViewOptions:
 
 def _open_models(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> tuple[VisionModel | None, VisionModel]:
     num_classes = len(data.class_names) if data.class_names is not None else None
+    if not data.labelled and (isinstance(recipe, TrainRecipe) or recipe.teacher == NO_TEACHER):
+        raise UserError(
+            f"{recipe.data} has no labels, and training without a teacher needs them. Give a folder of class folders."
+        )
     if isinstance(recipe, TrainRecipe):
-        if not data.labelled:
-            raise UserError(
-                f"{recipe.data} has no labels, and training without a teacher needs them. Give a folder of class folders."
-            )
         model = load_model(
             recipe.model,
             num_classes=num_classes,
@@ -243,21 +271,30 @@ def _open_models(recipe: TrainRecipe | DistillRecipe, data: DataSet) -> tuple[Vi
             drop_path=recipe.drop_path,
         )
         return None, model
-    teacher = load_model(recipe.teacher, input_size=_square(recipe.teacher_size))
+    teacher = None
+    if recipe.teacher != NO_TEACHER:
+        teacher = load_teacher(recipe.teacher, input_size=_square(recipe.teacher_size))
+        num_classes = num_classes or teacher.facts.num_classes or None
     student = load_model(
         recipe.student,
-        num_classes=num_classes or teacher.facts.num_classes,
+        num_classes=num_classes,
         pretrained=_pretrained(recipe.student_pretrained, recipe.student),
         input_size=_square(recipe.student_size),
         drop_path=recipe.drop_path,
     )
-    _require_same_class_order(recipe, data)
+    if teacher is not None:
+        _require_same_class_order(recipe, data)
     return teacher, student
 
 
 def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
+    for name in split_model_names(recipe.teacher):
+        _require_class_order_of(name, recipe, data)
+
+
+def _require_class_order_of(teacher: str, recipe: DistillRecipe, data: DataSet) -> None:
     """Where the teacher's folder names its classes, they must be the data's, in the same order; numbers are no names."""
-    known = class_names_of(recipe.teacher)
+    known = class_names_of(teacher)
     if known is None or data.class_names is None or len(known) != len(data.class_names):
         return
     if are_numbers(known) or are_numbers(data.class_names):
@@ -266,7 +303,7 @@ def _require_same_class_order(recipe: DistillRecipe, data: DataSet) -> None:
     for number, (theirs, ours) in enumerate(zip(known, data.class_names, strict=True)):
         if theirs != ours:
             raise UserError(
-                f"The teacher {recipe.teacher} was trained with other classes: its class {number} is {theirs!r}, that of "
+                f"The teacher {teacher} was trained with other classes: its class {number} is {theirs!r}, that of "
                 f"{of} is {ours!r}. Use data with the same classes in the same order, or train a teacher on this data."
             )
 
@@ -294,8 +331,10 @@ def _resolve(
         values["statistics"] = images.setting.statistics or "none"
     sizes = {"input_size": student, "student_size": student, "teacher_size": teacher}
     for name, model in sizes.items():
-        if getattr(recipe, name, None) == "auto" and model is not None:
-            values[name] = model.facts.input_size[0]
+        # Several teachers of unequal sizes have no one side, and each keeps its own.
+        sides = {of.input_size[0] for of in model.facts.members or (model.facts,)} if model is not None else set()
+        if getattr(recipe, name, None) == "auto" and len(sides) == 1:
+            values[name] = sides.pop()
     for name, of in {"pretrained": "model", "student_pretrained": "student"}.items():
         if getattr(recipe, name, None) == "auto":
             values[name] = has_own_weights(getattr(recipe, of))

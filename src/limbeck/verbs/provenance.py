@@ -11,6 +11,7 @@ import torch
 import limbeck
 from limbeck.models.base import VisionModel
 from limbeck.models.detection.base import Detector
+from limbeck.models.several import SeveralModels
 
 LIBRARIES = ("torchvision", "timm", "lightning", "torchmetrics", "onnx", "onnxruntime", "transformers", "numpy")
 
@@ -43,14 +44,15 @@ def git_commit(folder: Path) -> str | None:
 
 
 def of_model(model: VisionModel | Detector) -> dict[str, Any]:
-    """Licence, source and weights of one model."""
+    """Licence, source and weights of one model; of several taken as one, also those of each."""
+    members = model.members if isinstance(model, SeveralModels) else ()
     return {
         "name": model.facts.name,
         "licence": model.provenance.licence,
         "source": model.provenance.source,
         "weights_sha256": model.provenance.weights_sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    } | ({"members": [of_model(member) for member in members]} if members else {})
 
 
 def _git(folder: Path, *arguments: str) -> str:

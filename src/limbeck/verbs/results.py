@@ -140,6 +140,7 @@ def _summary(
             for pair in loss.pairs
         ],
         "notes": course.notes,
+        "findings": module.findings,
     }
 
 

@@ -1,6 +1,7 @@
 """Is the teacher what the user believes it is? Measured before training; if not, the likely causes are tried out."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,16 @@ CIFAR = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 BYTES = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+
+NORMALISATIONS = {
+    "with ImageNet's normalisation": IMAGENET,
+    "with CIFAR-100's normalisation": CIFAR,
+    "normalised to -1..1": HALVES,
+    "without normalisation": NONE,
+    "with pixels in 0..255": BYTES,
+}
+COLOURS = "with red and blue exchanged"
+CLASSES = "with the classes in another order"
 
 TOLERANCE = 0.05
 DIAGNOSED_IMAGES = 1024
@@ -38,6 +49,34 @@ def is_implausible(measured: Measurement, labels: NDArray[np.int64], expected: f
     if expected is not None and measured.accuracy < expected - TOLERANCE:
         return f"far below what was expected ({100 * measured.accuracy:.1f} % instead of {100 * expected:.1f} %)"
     return None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How accurate a teacher is under other assumptions on some validation images.
+
+    Attributes:
+        baseline: its accuracy as it is.
+        accuracies: by assumption, best first.
+        renaming: (K,) which of the data's classes each of its answers fits best.
+    """
+
+    baseline: float
+    accuracies: dict[str, float]
+    renaming: NDArray[np.int64]
+
+    @property
+    def likely(self) -> str | None:
+        """The assumption that is probably true; None where none is much better than what is assumed now."""
+        name, accuracy = next(iter(self.accuracies.items()))
+        return name if accuracy > self.baseline + 2 * TOLERANCE else None
+
+    def sentences(self) -> list[str]:
+        """All of them as text."""
+        found = [f"{name} {100 * accuracy:.1f} %" for name, accuracy in self.accuracies.items()]
+        if self.likely is not None:
+            found[0] = f"{found[0]} (this is probably what is wrong)"
+        return found
 
 
 def require_plausible(
@@ -63,60 +102,46 @@ def require_plausible(
     """
     measured = measure(logits, labels)
     if complaint := is_implausible(measured, labels, expected):
-        findings = diagnose(teacher, logits, labels, batches, device)
+        trials = try_out(teacher, batches, device)
         raise ImplausibleTeacherError(
             f"The teacher {teacher.facts.name} is {complaint} on the {len(labels)} validation images, so a student would "
-            f"learn the wrong thing. Tried out: {'; '.join(findings)}. Likely causes are the normalisation, the input "
+            f"learn the wrong thing. Tried out: {'; '.join(trials.sentences())}. Likely causes are the normalisation, the input "
             "size, the order of the classes, or weights that belong to another data set. If the teacher is meant to be "
             "this weak, add --trust_teacher."
         )
     return measured
 
 
-def diagnose(
-    teacher: VisionModel,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    batches: Iterable[dict[str, Tensor]],
-    device: torch.device,
-) -> list[str]:
-    """The teacher's accuracy under other assumptions, best first, as sentences."""
+def try_out(teacher: VisionModel, batches: Iterable[dict[str, Tensor]], device: torch.device) -> Trials:
+    """Measure the teacher under other assumptions, on the first of the labelled images of `batches`."""
     some = _first_images(batches, DIAGNOSED_IMAGES)
-    count = sum(len(batch["label"]) for batch in some)
-    baseline = measure(logits[:count], labels[:count]).accuracy
+    logits, labels = predict_logits(teacher, some, device)
     tried: dict[str, float] = {}
     original = teacher.mean.clone(), teacher.std.clone()
     try:
-        for name, (mean, std) in {
-            "with ImageNet's normalisation": IMAGENET,
-            "with CIFAR-100's normalisation": CIFAR,
-            "normalised to -1..1": HALVES,
-            "without normalisation": NONE,
-            "with pixels in 0..255": BYTES,
-        }.items():
+        for name, (mean, std) in NORMALISATIONS.items():
             _set_normalisation(teacher, torch.tensor(mean), torch.tensor(std))
             tried[name] = _accuracy(teacher, some, device)
     finally:
         _set_normalisation(teacher, *original)
-    tried["with red and blue exchanged"] = _accuracy(teacher, some, device, lambda images: images.flip(1))
-    tried["with the classes in another order"] = _accuracy_after_renaming(logits, labels)
-    ranked = sorted(tried.items(), key=lambda pair: -pair[1])
-    findings = [f"{name} {100 * accuracy:.1f} %" for name, accuracy in ranked]
-    if ranked[0][1] > baseline + 2 * TOLERANCE:
-        findings[0] = f"{findings[0]} (this is probably what is wrong)"
-    return findings
+    tried[COLOURS] = _accuracy(teacher, some, device, lambda images: images.flip(1))
+    # Learned on even images and measured on odd ones.
+    renaming = _best_renaming(logits[::2], labels[::2])
+    tried[CLASSES] = float((renaming[logits.argmax(1)[1::2]] == labels[1::2]).mean()) if len(labels) > 1 else 0.0
+    ranked = dict(sorted(tried.items(), key=lambda pair: -pair[1]))
+    return Trials(measure(logits, labels).accuracy, ranked, _best_renaming(logits, labels))
 
 
-def _accuracy_after_renaming(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Accuracy when answers are renamed to fit: the renaming is learned on even images and measured on odd ones."""
+def _best_renaming(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K,) one class of the data for each answer, so that the most images are right."""
     answers = logits.argmax(1)
     classes = max(logits.shape[1], int(labels.max()) + 1)
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (answers[::2], labels[::2]), 1)
+    np.add.at(counts, (answers, labels), 1)
     rows, columns = linear_sum_assignment(-counts)
     renaming = np.empty(classes, np.int64)
     renaming[rows] = columns
-    return float((renaming[answers[1::2]] == labels[1::2]).mean()) if len(labels) > 1 else 0.0
+    return renaming
 
 
 def _accuracy(

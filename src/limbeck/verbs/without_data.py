@@ -20,10 +20,10 @@ from limbeck.models.door import class_names_of
 from limbeck.recipe import NO_DATA, DistillRecipe, TrainingRecipe
 from limbeck.run import process_rank
 from limbeck.synthesis.bank import BankWriter, recipe_of
-from limbeck.synthesis.journal import is_of_recipe
 from limbeck.synthesis.base import GrownSynthesis, Made, Setting, StreamedSynthesis, Synthesis
 from limbeck.synthesis.build import choose_synthesis, shares_of
 from limbeck.synthesis.growing import GrowingLoader, GrowingTask, PoolSource, make_growing_loader
+from limbeck.synthesis.journal import is_of_recipe
 from limbeck.synthesis.names import SynthesisSpec, check_moments, parse_synthesis
 from limbeck.synthesis.streaming import StreamedTask, make_step_loader
 from limbeck.tasks.classification import ClassificationTask

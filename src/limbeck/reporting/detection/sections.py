@@ -21,6 +21,7 @@ from limbeck.reporting.run_reader import RunRecord
 from limbeck.reporting.training_sections import loss_plot, pairs, reference_caption, speed, terms
 from limbeck.reporting.training_sections import measured as recorded
 from limbeck.reporting.wording import capital, counted, percent
+from limbeck.reporting.working import working
 
 MOST_CLASS_ROWS = 40
 MOST_SIDE_BY_SIDE = 16  # rows of three pictures, which weigh more than all the rest of the page
@@ -33,6 +34,7 @@ NUMBERS = (
 def all_sections(run: RunRecord, controls: Controls | None, control_runs: Sequence[RunRecord]) -> list[Section]:
     """Every section for which the run has something to show, in reading order."""
     found = [
+        working(run),
         _learning(run, controls),
         terms(run),
         _scores(run, control_runs),

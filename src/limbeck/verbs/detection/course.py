@@ -7,7 +7,9 @@ from limbeck.outputs import Level
 from limbeck.recipe import DistillRecipe, TrainRecipe, as_plain
 from limbeck.run import Run, process_rank
 from limbeck.tasks.detection import predict_detections
+from limbeck.training.evidence import Finding
 from limbeck.training.fit import fit
+from limbeck.training.watcher import Watcher, gather_facts
 from limbeck.verbs import screen
 from limbeck.verbs.detection import results
 from limbeck.verbs.detection.classes import in_our_classes
@@ -26,10 +28,11 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     recipe = course.recipe
     screen.settings(f"Recipe, saved in {run.path / 'recipe.yaml'}", as_plain(recipe))
     screen.notes(course.notes)
-    _check_teacher(course)
+    doubts = _check_teacher(course)
     _show_pairs(course)
+    watcher = Watcher(gather_facts(course.distiller, recipe), given=doubts, say=screen.notes)
     module = fit(
-        course.distiller, course.task(), recipe, run, train_loader(course), val_loader(course, rank_share=True)
+        course.distiller, course.task(), recipe, run, train_loader(course), val_loader(course, rank_share=True), watcher
     )
     if not module.trainer.is_global_zero:
         return run
@@ -37,17 +40,21 @@ def carry_out(recipe: TrainRecipe | DistillRecipe, run: Run) -> Run:
     return run
 
 
-def _check_teacher(course: DetectionCourse) -> None:
-    """Measure the teacher on the validation scenes, on the student's pictures; stop on an implausible one."""
+def _check_teacher(course: DetectionCourse) -> list[Finding]:
+    """Measure the teacher on the validation scenes, on the student's pictures; stop on an implausible one.
+
+    Returns:
+        What is doubtful about one that is trusted all the same.
+    """
     recipe, teacher = course.recipe, course.teacher
     if teacher is None or not isinstance(recipe, DistillRecipe):
-        return
+        return []
     found = predict_detections(teacher.to(course.device), val_loader(course), course.device)
     course.teacher_answers, notes = in_our_classes(found, teacher.facts.class_names, course.scenes.class_names)
     course.scenes.notes += [f"{teacher.facts.name}: {note}" for note in notes]
     screen.notes(notes)
     if course.pseudo_labelled:
-        return  # the labels are its own
+        return []  # the labels are its own
     task = course.task()
     task.masks = task.masks and teacher.facts.has_masks
     course.teacher_scores = task.scores(course.teacher_answers)
@@ -63,20 +70,24 @@ def _check_teacher(course: DetectionCourse) -> None:
             )
         ],
     )
-    if recipe.trust_teacher:
-        return
     complaint = None
     if not boxes.ap50 >= LEAST_AP50:
         complaint = f"finds next to nothing (AP50 {100 * boxes.ap50:.1f} %)"
     elif recipe.teacher_accuracy is not None and boxes.ap < recipe.teacher_accuracy - TOLERANCE:
         complaint = f"has an AP of {100 * boxes.ap:.1f} % instead of {100 * recipe.teacher_accuracy:.1f} %"
-    if complaint:
-        raise ImplausibleTeacherError(
-            f"The teacher {teacher.facts.name} {complaint} on the {boxes.images} validation images, shown with a shorter "
-            f"side of {course.resize.short} pixels (it was made for {teacher.resize.short}). Likely causes are a picture "
-            "too small for it, other normalisation, classes of another meaning under the same names, or weights of "
-            "another data set. If the teacher is meant to be this weak, add --trust_teacher."
-        )
+    if not complaint:
+        return []
+    words = (
+        f"The teacher {teacher.facts.name} {complaint} on the {boxes.images} validation images, shown with a shorter "
+        f"side of {course.resize.short} pixels (it was made for {teacher.resize.short})."
+    )
+    causes = (
+        "Likely causes are a picture too small for it, other normalisation, classes of another meaning under the same names, "
+        "or weights of another data set."
+    )
+    if recipe.trust_teacher:
+        return [Finding("teacher_implausible", "warning", words, causes)]
+    raise ImplausibleTeacherError(f"{words} {causes} If the teacher is meant to be this weak, add --trust_teacher.")
 
 
 def _show_pairs(course: DetectionCourse) -> None:

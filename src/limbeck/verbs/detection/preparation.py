@@ -35,7 +35,7 @@ from limbeck.training.fit import main_device
 from limbeck.training.randomness import seed_everything
 from limbeck.verbs import screen
 from limbeck.verbs.detection.made_scenes import BATCH_SIZE, fill_scene_folder, is_made, picture_size
-from limbeck.verbs.preparation import record_start, resolve_for_any_task
+from limbeck.verbs.preparation import record_start, refuse_unknown_shares, resolve_for_any_task
 from limbeck.verbs.without_data import FOLDER
 
 
@@ -110,6 +110,7 @@ def prepare(recipe: TrainRecipe | DistillRecipe, run: Run) -> DetectionCourse:
     values |= {"short_side": student.resize.short, "long_side": student.resize.long, "out": str(run.path)}
     values["flip"] = 0.5 if recipe.flip == "auto" else recipe.flip
     distiller = _distiller(recipe, teacher, student)
+    refuse_unknown_shares(recipe, distiller)
     if isinstance(recipe, DistillRecipe):
         assert teacher is not None
         values |= {"method": _method(recipe, teacher, student), "task_weight": distiller.task_weight}

@@ -112,6 +112,7 @@ def _summary(
             for pair in loss.pairs
         ],
         "notes": course.notes,
+        "findings": module.findings,
     }
 
 
