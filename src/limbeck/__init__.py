@@ -1,6 +1,6 @@
 """Limbeck makes small vision models out of large ones.
 
-The verbs `distill`, `train`, `evaluate`, `predict`, `export`, `synthesize`, `statistics`, `report` and
+The verbs `distill`, `compare`, `train`, `evaluate`, `predict`, `export`, `synthesize`, `statistics`, `report` and
 `methods` are also commands; `Distiller` and
 `DetectionDistiller` are for people with a training loop of their own; `load_model` and `load_detector` are the doors to every
 model by its name.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from limbeck.distiller import Distiller as Distiller
     from limbeck.models.detection.door import load_detector as load_detector
     from limbeck.models.door import load_model as load_model
+    from limbeck.verbs.compare import compare as compare
     from limbeck.verbs.distill import distill as distill
     from limbeck.verbs.evaluate import evaluate as evaluate
     from limbeck.verbs.export import export as export
@@ -36,6 +37,7 @@ _PLACES = {
     **{
         verb: f"limbeck.verbs.{verb}"
         for verb in (
+            "compare",
             "distill",
             "evaluate",
             "export",
@@ -53,6 +55,7 @@ __all__ = [
     "DetectionDistiller",
     "Distiller",
     "__version__",
+    "compare",
     "distill",
     "evaluate",
     "export",

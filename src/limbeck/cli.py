@@ -11,6 +11,7 @@ from typing import Any
 
 VERBS = {
     "distill": "Distil a teacher into a student, and report on it.",
+    "compare": "Distil with several methods and seeds, and say which method helps.",
     "train": "Train or fine-tune a model without a teacher, for instance the one that will teach.",
     "evaluate": "Measure a model on the validation images of a data set.",
     "predict": "Classify images or find objects in them: answers and an annotated contact sheet.",

@@ -45,6 +45,8 @@ class Outcome:
         labels: (N,) the images' classes; None of detectors.
         class_scores: score of each class by its name; of detectors the average precision.
         teacher_score: the teacher's, on the same images.
+        score_name: accuracy, or AP of detectors.
+        epochs: that the recipe asks for.
     """
 
     method: str
@@ -62,3 +64,5 @@ class Outcome:
     labels: NDArray[np.int64] | None = None
     class_scores: dict[str, float] = field(default_factory=dict)
     teacher_score: float | None = None
+    score_name: str = "accuracy"
+    epochs: int | None = None
