@@ -1,11 +1,14 @@
-"""What a comparison is made of: cells, one for each method and seed, and what became of them."""
+"""What a comparison is made of: cells, one for each method and seed, and what became of them. Imports nothing heavy."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 State = Literal["finished", "failed", "waiting"]
 
@@ -59,10 +62,16 @@ class Outcome:
     seconds_per_epoch: float | None = None
     seconds: float | None = None
     peak_memory: int | None = None
-    curve: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
+    curve: NDArray[np.float64] = field(default_factory=lambda: _no_curve())
     right: NDArray[np.bool_] | None = None
     labels: NDArray[np.int64] | None = None
     class_scores: dict[str, float] = field(default_factory=dict)
     teacher_score: float | None = None
     score_name: str = "accuracy"
     epochs: int | None = None
+
+
+def _no_curve() -> NDArray[np.float64]:
+    import numpy
+
+    return numpy.empty((0, 2))

@@ -109,7 +109,8 @@ def fit_into(
         raise UserError(
             f"--budget {seconds / 60:g} is too small: {sum(runs)} runs of {least.epochs} epochs{from_images}, the least from "
             f"which anything is learned, take about {duration(needed)} here ({duration(spent)} of it for finding out how fast "
-            f"the methods are). Give --budget {math.ceil(needed / 60)} or more, or fewer methods or seeds."
+            f"the methods are, which with --resume is not done again). Give --budget {math.ceil(needed / 60)} or more, or fewer "
+            "methods or seeds."
         )
     return size_of_share(whole, (usable - fixed) / slope)
 

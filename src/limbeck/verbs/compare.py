@@ -13,16 +13,9 @@ from limbeck.comparing.plan import RECIPE_FILE, choose_folder, claimed, make_cel
 from limbeck.comparing.recipe import CompareRecipe, options_of_runs
 from limbeck.errors import UserError
 from limbeck.losses.names import RESERVED_OPTIONS, MethodSpec, parse_methods
-from limbeck.recipe import NO_DATA, NO_TEACHER, from_recipe
-from limbeck.synthesis.names import check_moments, parse_synthesis
+from limbeck.recipe import from_recipe
 from limbeck.verbs import screen
-from limbeck.verbs.names import (
-    check_teacher,
-    names_of,
-    refuse_methods_of_another_task,
-    refuse_methods_that_need_a_teacher,
-    refuse_several_without_data,
-)
+from limbeck.verbs.names import check_names
 
 if TYPE_CHECKING:
     from limbeck.comparing.ranking import RankAgreement, Ranking
@@ -71,7 +64,8 @@ def compare(recipe: CompareRecipe) -> Comparison:
     """
     recipe.check()
     methods, notes = read_methods(recipe.methods, recipe.task)
-    _check_names(recipe, methods)
+    check_names(recipe, _specs(methods))
+    check_shares(methods, recipe.balance)
     folder = choose_folder(recipe)
     _check_options(methods)
     with claimed(folder):
@@ -205,26 +199,6 @@ def _make_runner(recipe: CompareRecipe) -> Runner:
 
 def _say_nothing(line: str) -> None:
     """Where no progress is asked for."""
-
-
-def _check_names(recipe: CompareRecipe, methods: Sequence[str]) -> None:
-    """All names before anything is trained, as `limbeck distill` checks its own."""
-    refuse_methods_of_another_task(_specs(methods), recipe.task)
-    check_shares(methods, recipe.balance)
-    check_model, check_data = names_of(recipe.task)
-    if recipe.teacher == NO_TEACHER:
-        refuse_methods_that_need_a_teacher(_specs(methods))
-    else:
-        check_teacher(recipe.teacher, recipe.task)
-    check_model(recipe.student)
-    if recipe.data == NO_DATA:
-        refuse_several_without_data(recipe.teacher)
-        if recipe.synthesis != "auto":
-            check_moments(parse_synthesis(recipe.synthesis, recipe.task))
-    else:
-        check_data(recipe.data)
-    if recipe.val_data is not None:
-        check_data(recipe.val_data)
 
 
 def _check_options(methods: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from limbeck.errors import UserError
 from limbeck.losses.catalogue import METHODS
 from limbeck.losses.names import MethodSpec
-from limbeck.recipe import Task
+from limbeck.recipe import NO_DATA, NO_TEACHER, DistillRecipe, Task
 from limbeck.run import Run
+from limbeck.synthesis.names import check_moments, parse_synthesis
 
 Check = Callable[[str], Any]
 
@@ -24,6 +25,34 @@ def names_of(task: Task) -> tuple[Check, Check]:
     from limbeck.models.names import parse_model_name
 
     return parse_model_name, check_data_name
+
+
+def check_names(recipe: DistillRecipe, specs: Sequence[MethodSpec]) -> None:
+    """All names of a distillation, before anything heavy is imported or made.
+
+    Args:
+        recipe: of one run, or what several runs have in common.
+        specs: of the methods, but for "auto".
+
+    Raises:
+        FileNotFoundError: a named file or folder does not exist.
+        UserError: a name has no meaning, or does not go together with another.
+    """
+    refuse_methods_of_another_task(specs, recipe.task)
+    check_model, check_data = names_of(recipe.task)
+    if recipe.teacher == NO_TEACHER:
+        refuse_methods_that_need_a_teacher(specs)
+    else:
+        check_teacher(recipe.teacher, recipe.task)
+    check_model(recipe.student)
+    if recipe.data == NO_DATA:
+        refuse_several_without_data(recipe.teacher)
+        if recipe.synthesis != "auto":
+            check_moments(parse_synthesis(recipe.synthesis, recipe.task))
+    else:
+        check_data(recipe.data)
+    if recipe.val_data is not None:
+        check_data(recipe.val_data)
 
 
 def check_teacher(text: str, task: Task) -> None:
