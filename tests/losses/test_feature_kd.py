@@ -61,7 +61,7 @@ def by_hand(loss: FeatureKD, own_vectors: Tensor, teacher_vectors: Tensor, seen:
     for own_image, other_image in zip(own_vectors, teacher_vectors, strict=True):
         own, other = [], []
         for vector in own_image:
-            own += [float(row @ vector.to(row.dtype) + b) for row, b in zip(layer.weight, layer.bias, strict=True)]
+            own += [(row @ vector.to(row.dtype) + b).item() for row, b in zip(layer.weight, layer.bias, strict=True)]
         for vector in other_image.tolist():
             other += [(x - m) / s for x, m, s in zip(vector, mean, std, strict=True)]
         values.append(slow(own, other, 0.9, 0.1))

@@ -115,7 +115,7 @@ def test_the_method_is_the_ladders_of_every_teacher(plain, make_outputs) -> None
     assert torch.stack(loss.teacher_losses(own, together), 1).flatten().tolist() == pytest.approx(
         [value for row in by_hand for value in row], rel=1e-9
     )
-    assert float(loss(own, together)) == pytest.approx(sum(map(sum, by_hand)) / 4, rel=1e-9)
+    assert loss(own, together).item() == pytest.approx(sum(map(sum, by_hand)) / 4, rel=1e-9)
 
 
 def test_one_teacher_is_enough_and_dropping_has_no_effect(plain, make_outputs) -> None:
