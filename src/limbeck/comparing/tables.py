@@ -22,6 +22,10 @@ from limbeck.files import atomic_write
 
 Row = dict[str, Any]
 
+# A terminal of fewer columns would break every cell; what is left out there stands in methods.csv and on the page.
+WIDE = 110
+LEFT_OUT_WHERE_NARROW = ("agreement", "memory")
+
 # Verdicts in a column.
 SHORT = {"helps": "helps", "hurts": "hurts", "no difference shown": "not\u00a0shown", "too few seeds": "one\u00a0seed"}
 
@@ -35,6 +39,9 @@ def show(comparison: Comparison, console: Console) -> None:
         header_style="bold",
     )
     header, rows = result_rows(comparison)
+    if console.width < WIDE:
+        places = [place for place, column in enumerate(header) if column not in LEFT_OUT_WHERE_NARROW]
+        header, rows = tuple(header[i] for i in places), [tuple(row[i] for i in places) for row in rows]
     for place, column in enumerate(header):
         drawn.add_column(column, justify="left" if place == 0 or column == "verdict" else "right", overflow="fold")
     for row in rows:

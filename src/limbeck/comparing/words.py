@@ -125,6 +125,8 @@ def _over_plain(found: Difference) -> str:
     if found.over_seeds is None:
         return gain
     verdict = {"helps": "better", "hurts": "worse"}.get(found.verdict, "no difference shown")
+    if verdict == "no difference shown" and found.over_seeds.excludes_zero:
+        verdict = f"not shown once {found.compared} comparisons are allowed for"
     return f"{gain} ({span(found.over_seeds, digits)}: {verdict})"
 
 
