@@ -71,9 +71,9 @@ def test_a_failure_is_noted_in_its_own_words_and_the_others_go_on(tmp_path: Path
     assert outcomes["refuse"].message == "The teacher is near chance. Add --trust_teacher."
     assert "status 3" in outcomes["silent"].message
     assert "SIGKILL" in outcomes["killed"].message
-    assert outcomes["kd"].score == pytest.approx(0.7)
+    assert outcomes["kd"].score == pytest.approx(0.675)
     assert len(lines) == 6
-    assert any(line.startswith("kd, seed 0: 70.00 % in") and "to go, about" in line for line in lines)
+    assert any(line.startswith("kd, seed 0: 67.50 % in") and "to go, about" in line for line in lines)
 
 
 def test_only_what_is_not_finished_is_run_again(tmp_path: Path) -> None:

@@ -69,13 +69,13 @@ def test_help_and_wrong_use_answer_within_a_second(arguments: list[str], status:
 def test_every_argument_of_a_verb_is_an_option_with_an_explanation(verb: str) -> None:
     function = getattr(importlib.import_module(f"limbeck.verbs.{verb}"), verb)
     text = limbeck(verb, "--help").stdout
+    described = [function, *getattr(function, "recipe_class", int).__mro__]
+    documentation = "".join(inspect.getdoc(part) or "" for part in described)
     assert VERBS[verb] in " ".join(text.split())
     for name in inspect.signature(function).parameters:
         explained = re.search(rf"^  (--)?{name}\b.*\n?\s+\S+", text, re.MULTILINE)
         assert explained, name
-        assert f"    {name}: " in (inspect.getdoc(function) or "") + inspect.getdoc(
-            getattr(function, "recipe_class", int).__base__
-        ), name
+        assert f"    {name}: " in documentation, name
 
 
 def test_a_yaml_file_says_what_options_say(teacher_run: Run, tmp_path: Path) -> None:
