@@ -8,6 +8,7 @@ from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.losses.build import build_losses
 from limbeck.losses.names import parse_methods
+from limbeck.models import load_model
 from limbeck.models.cifar import create
 
 METHODS = ["none", "kd", "nkd", "reviewkd", "manifold", "vitkd", "kd+reviewkd"]
@@ -165,3 +166,16 @@ def test_compiled_terms_equal_eager_ones(method: str) -> None:
     compiled = distiller(images, target)
     for name in eager:
         torch.testing.assert_close(compiled[name], eager[name])
+
+
+def test_a_distillation_head_alone_is_refused() -> None:
+    student = load_model(
+        "deit_tiny_distilled_patch16_224(depth=2, embed_dim=48, num_heads=3)",
+        pretrained=False, num_classes=10, input_size=(32, 32),
+    )  # fmt: skip
+    teacher = load_model("limbeck:resnet8", pretrained=False, num_classes=10)
+    with pytest.raises(UserError, match="token=False"):
+        Distiller(teacher, student, "deit", task_weight=0.0)
+    with pytest.raises(UserError, match="token=False"):
+        Distiller(teacher, student, "deit", task_loss=None)
+    Distiller(teacher, student, "deit(token=False)", task_loss=None)

@@ -87,6 +87,11 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
                 raise UserError("Without labels and without a distillation loss there is nothing to learn from.")
         self.student_request = Request.union(loss.module.student_request for loss in losses)
         self.teacher_request = Request.union(loss.module.teacher_request for loss in losses)
+        if self.student_request.heads and not self.task_weight:
+            raise UserError(
+                "The labels, which teach the other head, have no weight here, so the distillation head alone would learn and "
+                "half of the student's answer would stay random. Use deit(token=False), with which the mean of both heads learns."
+            )
         self.register_buffer("loss_weights", torch.zeros(len(self.schedule)), persistent=False)
         self._teacher_forward: Callable[..., Any] = self._run_teacher
         self._student_forward: Callable[..., tuple[dict[str, Tensor], Any]] = self._run_student
@@ -170,6 +175,8 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         Args:
             batches: gives the same inputs anew whenever it is called, at least `calibration_images` of them.
         """
+        if self.teacher is not None:
+            self.teacher.eval()  # somebody may hold it and have switched it
         for loss in self.distillation_losses.values():
             if loss.calibration_images and self.teacher is not None:
                 with torch.no_grad():
@@ -208,6 +215,8 @@ class Distillation(nn.Module, ABC, Generic[ModelT]):
         Leaves parameters, gradients, buffers (the running statistics of BatchNorm) and the random state as they were. Takes
         the memory of one backward pass and of at most one more copy of the student's parameters than there are terms.
         """
+        if self.teacher is not None:
+            self.teacher.eval()
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         devices = [inputs.device] if inputs.device.type == "cuda" else []

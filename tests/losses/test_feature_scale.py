@@ -109,7 +109,7 @@ def test_a_channel_that_hardly_stirs_does_not_explode() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     standardiser = Standardiser(3, "channel", "mine")
-    with pytest.raises(UserError, match="mine was given no images"):
+    with pytest.raises(UserError, match="mine was given 0 features"):
         fit_all([standardiser], [])
     with pytest.raises(UserError, match="not finite"):
         fit_all([standardiser], [[torch.full((4, 3), float("nan"))]])
@@ -124,3 +124,13 @@ def test_state_and_copies_remember_that_they_are_ready() -> None:
     second.load_state_dict(first.state_dict())
     assert torch.equal(second(given), first(given)) and torch.equal(copy.deepcopy(first)(given), first(given))
     assert first(given.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["channel", "phi_s"])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_features_that_do_not_vary_are_refused(how: str, rows: int) -> None:
+    standardiser = Standardiser(4, how, "feature_kd")
+    moments = standardiser.moments()
+    moments.add(torch.full((rows, 4), 3.7))
+    with pytest.raises(UserError, match="feature_kd"):
+        standardiser.fit(moments)

@@ -205,8 +205,8 @@ def test_what_cannot_be_inside_is_named(text: str, message: str, plain) -> None:
 
 
 def test_models_that_cannot_be_compared_are_refused(plain, detector) -> None:
-    with pytest.raises(UserError, match="standardised needs at least two classes"):
-        Standardised(plain(num_classes=1), plain(num_classes=1))
+    with pytest.raises(UserError, match="standardised needs at least three classes"):
+        Standardised(plain(num_classes=2), plain(num_classes=2))
     with pytest.raises(UserError, match="standardised compares class by class"):
         Standardised(plain(), plain(num_classes=6))
     with pytest.raises(UserError, match="standardised compares what classifiers say"):

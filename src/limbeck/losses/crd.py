@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from limbeck.call_checks import require_at_least, require_positive, require_share
+from limbeck.call_checks import require_at_least, require_share
 from limbeck.errors import UserError
 from limbeck.losses.base import DistillationLoss
 from limbeck.losses.kd import require_classifiers
@@ -62,7 +62,7 @@ class CRD(DistillationLoss):
         teacher: facts of the teacher.
         features: D of the embeddings.
         negatives: m, other images for each image, drawn anew at every step.
-        temperature: by which cosines are divided, > 0.
+        temperature: by which cosines are divided, at least 0.01.
         momentum: of the memory, in [0, 1].
 
     Raises:
@@ -88,7 +88,7 @@ class CRD(DistillationLoss):
         super().__init__(student, teacher)
         require_classifiers("crd", student, teacher)
         require_at_least("crd", 1, features=features, negatives=negatives)
-        require_positive("crd", temperature=temperature)
+        require_at_least("crd", 0.01, temperature=temperature)  # exp(1 / temperature) must be finite
         require_share("crd", momentum=momentum)
         self.features, self.negatives = features, negatives
         self.temperature, self.momentum = temperature, momentum

@@ -94,6 +94,10 @@ class DIST(DistillationLoss):
             raise UserError("dist: beta and gamma are both 0, so nothing would be learnt. Set one.")
         if student.num_classes < 2:
             raise UserError(f"dist needs at least two classes; {student.name} has {student.num_classes}.")
+        if student.num_classes == 2 and gamma == 0:
+            raise UserError(
+                "dist: two probabilities always correlate perfectly, so with gamma 0 nothing would be learnt."
+            )
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature

@@ -119,7 +119,7 @@ class FeatureKD(DistillationLoss):
         super().__init__(student, teacher)
         require_classifiers("feature_kd", student, teacher)
         require_at_least("feature_kd", 0, pooled=pooled, dense=dense, cosine=cosine, smooth_l1=smooth_l1)
-        require_at_least("feature_kd", 1, calibration_images=calibration_images)
+        require_at_least("feature_kd", 2, calibration_images=calibration_images)
         if hidden is not None:
             require_at_least("feature_kd", 1, hidden=hidden)
         if not (pooled or dense) or not (cosine or smooth_l1):

@@ -23,6 +23,9 @@ from limbeck.losses.precision import no_autocast
 
 Standardisation = Literal["channel", "phi_s", "off"]
 
+SMALLEST_VARIANCE = 1e-10
+"""Of the mean square: features whose variance is below it are rounding errors around one vector."""
+
 SMALLEST_SHARE = 1e-2
 """A channel is divided by at least so much of the channels' mean standard deviation: one that hardly ever stirred on the images
 that were looked at must not drown all others when it does."""
@@ -111,13 +114,21 @@ class Standardiser(nn.Module):
         """
         if self.how == "off":
             return
-        if not moments.count:
-            raise UserError(f"{self.method} was given no images to measure the teacher's features on. Give some.")
+        if moments.count < 2:
+            raise UserError(
+                f"{self.method} was given {moments.count} features to measure the teacher's spread on. Give at least two images."
+            )
         covariance = moments.covariance
         if not bool(covariance.isfinite().all()):
             raise UserError(
                 f"{self.method}: the teacher's features on the training images are not finite, so nothing can be learnt from "
                 "them. Check its weights and its precision."
+            )
+        variance = covariance.diagonal() if self.how == "phi_s" else covariance
+        if float(variance.mean()) <= SMALLEST_VARIANCE * float(moments.mean.square().mean()):
+            raise UserError(
+                f"{self.method}: the teacher gives the same features for all of the images that it was measured on, so their "
+                "spread cannot be evened out. Are the images all alike?"
             )
         if self.how == "channel":
             std = covariance.sqrt()

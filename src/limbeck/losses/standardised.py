@@ -64,7 +64,7 @@ class Standardised(DistillationLoss):
 
     Raises:
         UserError: `of` is not one loss on logits, or sets a weight or a warm-up, which belong to this one; the temperature
-            is not positive; the models' classes differ in number or are fewer than two; or the other loss refuses its options.
+            is not positive; the models' classes differ in number or are fewer than three; or the other loss refuses its options.
     """
 
     on_logits: ClassVar[bool] = True
@@ -75,8 +75,11 @@ class Standardised(DistillationLoss):
         require_same_classes("standardised", student, teacher)
         require_positive("standardised", temperature=temperature)
         spec, wanted = _inner(of)
-        if student.num_classes < 2:
-            raise UserError(f"standardised needs at least two classes; {student.name} has {student.num_classes}.")
+        if student.num_classes < 3:
+            raise UserError(
+                f"standardised needs at least three classes, and {student.name} has {student.num_classes}: of two, "
+                "standardised logits are always the same two numbers, from which nothing is learnt. Use kd."
+            )
         notes: tuple[str, ...] = ()
         if "temperature" not in inspect.signature(wanted).parameters:
             notes = (f"{spec.name} has no temperature, so that none is used.",)

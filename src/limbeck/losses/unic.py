@@ -173,7 +173,8 @@ class UNIC(DistillationLoss):
         require_classifiers("unic", student, *teachers)
         require_share("unic", drop=drop)
         require_at_least("unic", 0, cosine=cosine, smooth_l1=smooth_l1)
-        require_at_least("unic", 1, hidden=hidden, last_hidden=last_hidden, calibration_images=calibration_images)
+        require_at_least("unic", 1, hidden=hidden, last_hidden=last_hidden)
+        require_at_least("unic", 2, calibration_images=calibration_images)
         if not (cosine or smooth_l1):
             raise UserError("unic: cosine and smooth_l1 are both 0, so nothing would be learnt. Set one.")
         self.drop, self.cosine, self.smooth_l1 = drop, cosine, smooth_l1

@@ -1,6 +1,7 @@
 """What is known of a run while it learns, and what may be found in it: the two sides of `limbeck.training.watch`."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -97,14 +98,18 @@ class Evidence:
         gradients = {row["step"]: row for row in of("gradients")}
         return cls(facts, epoch, of("train"), of("val"), tuple(gradients.values()), of("watch"))
 
-    def pulls(self) -> list[dict[str, float]]:
-        """At each measurement of the gradients, the share of each term at its full weight; terms at weight 0 are left out."""
+    def pulls(self, without: Collection[str] = ()) -> list[dict[str, float]]:
+        """At each measurement of the gradients, the share of each term at its full weight; terms at weight 0 are left out.
+
+        Args:
+            without: terms to leave out; the shares are those of the others among themselves.
+        """
         shares = []
         for row in self.gradients:
             norms = {}
             for name, full in self.facts.weights.items():
                 now = row.get(f"weight/{name}", full)
-                if name in row and now > 0:
+                if name in row and now > 0 and name not in without:
                     norms[name] = row[name] * full / now
             whole = sum(norms.values())
             if whole > 0:
@@ -129,12 +134,16 @@ class Evidence:
         return [(row["agreement"], row["chance"]) for row in self.watch if "agreement" in row]
 
     def epoch_losses(self) -> dict[str, list[float]]:
-        """The mean of each unweighted term in each epoch, oldest first; the parts of a detector's own loss are left out."""
+        """The mean of each unweighted term in each epoch, oldest first.
+
+        The parts of a detector's own loss are left out, and what is not finite.
+        """
         values: dict[str, dict[int, list[float]]] = {}
         for row in self.train:
             for name in self.facts.weights:
-                if f"loss/{name}" in row:
-                    values.setdefault(name, {}).setdefault(row["epoch"], []).append(row[f"loss/{name}"])
+                loss = row.get(f"loss/{name}", math.nan)
+                if math.isfinite(loss):
+                    values.setdefault(name, {}).setdefault(row["epoch"], []).append(loss)
         return {name: [sum(of) / len(of) for of in epochs.values()] for name, epochs in values.items()}
 
     @property

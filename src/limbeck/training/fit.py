@@ -91,7 +91,7 @@ def fit(
             accelerator=recipe.accelerator,
             devices=recipe.devices,
             num_nodes=recipe.nodes,
-            strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
+            strategy=_strategy(recipe, distiller),
             precision=PRECISIONS[recipe.precision],
             max_epochs=recipe.epochs,
             accumulate_grad_batches=recipe.accumulate,
@@ -123,6 +123,13 @@ def _take_up(loader: ResumableLoader, checkpoint: Path, epochs: int) -> int:
     if state["epoch"] < epochs:
         loader.load_state_dict(state)
     return int(kept["global_step"])
+
+
+def _strategy(recipe: TrainingRecipe, distiller: Distillation[Any]) -> str:
+    if recipe.devices * recipe.nodes == 1:
+        return "auto"
+    # Without labels, losses on features leave the student's classifier without a gradient, for which others would wait.
+    return "ddp" if distiller.supervised else "ddp_find_unused_parameters_true"
 
 
 def _make_loggers(recipe: TrainingRecipe, run: Run) -> list[Logger]:

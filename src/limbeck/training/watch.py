@@ -25,6 +25,9 @@ VANISHES = 0.001
 """A term's share of the pull, from the first measurement on, below which it does nothing. The smallest share that a pair of
 published weights gave in our own runs is 0.4 %; a term of up to half the pull that is weighted 1000 times too little is below."""
 
+FAIR = 0.01
+"""A vanishing term's share of what another one leaves, from which on that other one is to blame: alone, this one would count."""
+
 FIGHTS = -0.3
 """Cosine of two gradients, in each of the first measurements, below which one term undoes the other. In healthy runs it began
 between -0.1 and 0.95. Only the beginning counts: at any minimum of the total the terms' gradients cancel, so their cosines
@@ -37,9 +40,13 @@ NEAR_CHANCE = 0.1
 """Agreement with the teacher beyond chance, (a - c) / (1 - c), below which nothing has been learned from it, where c is what
 always giving the teacher's commonest answer would reach. The same bound as for the teacher itself."""
 
+STILL_RISING = 0.01
+"""By how much agreement must have risen within three measurements for a student near chance to be left until the last epoch:
+twice the standard error of 3 % on a thousand images. More noise than that delays the finding, and only until then."""
+
 NOT_RISING = 0.02
 """By how much the best agreement must exceed the first within four measurements, where it is not above 90 % already: 2 points
-are twice what chance does on a thousand images."""
+are twice what chance does on a thousand images. Where less is missing to begin with, a tenth of that is enough."""
 
 ALIKE = 0.9
 
@@ -61,12 +68,14 @@ def frozen_student(evidence: Evidence) -> list[Finding]:
     if not evidence.facts.trainable:
         words = "The student is frozen: none of its parameters requires a gradient, so it learns nothing."
         return [Finding("student_frozen", "warning", words, remedy)]
-    for row in evidence.gradients:
+    norms = [row["parameters"] for row in evidence.watch if "parameters" in row]
+    # Gradients may underflow to zero in half precision; a student whose parameters move is not frozen.
+    moves = any(before != after for before, after in pairwise(norms))
+    for row in () if moves else evidence.gradients:
         active = [name for name in evidence.facts.weights if row.get(f"weight/{name}", 0.0) > 0]
         if active and all(row.get(name) == 0 for name in active):
             words = "The student is frozen: no term of the loss has a gradient with respect to its parameters."
             return [Finding("student_frozen", "warning", words, remedy)]
-    norms = [row["parameters"] for row in evidence.watch if "parameters" in row]
     if any(before == after for before, after in pairwise(norms)):
         words = "The student is frozen: its parameters did not change in a whole epoch."
         return [Finding("student_frozen", "warning", words, f"Check the learning rate. {remedy}")]
@@ -88,47 +97,66 @@ def drop_path_with_blocks(evidence: Evidence) -> list[Finding]:
 
 def drowning(evidence: Evidence) -> list[Finding]:
     """One term is nearly all of the pull, from the first measurement on."""
-    shares = [share for share in evidence.pulls() if len(share) > 1]
-    if len(shares) < evidence.least or evidence.facts.chosen:
+    weights = evidence.facts.weights
+    shares = [share for share in evidence.pulls(without=evidence.facts.chosen) if len(share) > 1]
+    if len(shares) < evidence.least:
         return []
-    for name in evidence.facts.weights:
+    for name in weights:
         least = min(share.get(name, 0.0) for share in shares)
         others = [other for other in shares[-1] if other != name]
         severity: Severity = "warning" if least > DOMINATES else "note"
         # The labels' small share beside one method is how most methods were published.
         if least <= PREVAILS or (severity == "note" and others == [TASK]):
             continue
+        most = {other: max(share.get(other, 0.0) for share in shares) for other in others}
+        if name == TASK:
+            told = [f"{other} (at most {_percent(most[other])}, weight {weights[other]:g})" for other in others]
+            ways = [_change("raise", min(most, key=most.__getitem__)), _change("lower", TASK)]
+            # No method was published with a larger weight of the labels than 1.
+            ways = ways[::-1] if weights[TASK] > 1 else ways
+        else:
+            told, ways = [_term(other) for other in others], [_change("lower", name)]
         words = (
-            f"{_term(name)} makes up at least {_percent(least)} of what pulls on the student at every measurement, so "
-            f"{_listed([_term(other) for other in others])} hardly count{'s' if len(others) == 1 else ''}."
+            f"{_term(name)} makes up at least {_percent(least)} of {_whole(evidence)} at every measurement, so "
+            f"{_listed(told)} hardly count{'s' if len(others) == 1 else ''}."
         )
-        weaken = "Lower --task_weight" if name == TASK else f"Lower the weight of {name}: {name}(weight=...)"
-        return [
-            Finding("term_dominates", severity, _sentence(words), f"{weaken}, or choose shares with --balance.", name)
-        ]
+        return [Finding("term_dominates", severity, _sentence(words), _advice(*ways), name)]
     return []
 
 
 def vanishing(evidence: Evidence) -> list[Finding]:
     """Terms that hardly pull at all, from the first measurement on."""
-    shares = evidence.pulls()
-    least = 0.0 if evidence.facts.chosen else VANISHES
-    found = []
+    chosen, found = evidence.facts.chosen, []
+    shares, left = evidence.pulls(), evidence.pulls(without=evidence.facts.chosen)
     for name, weight in evidence.facts.weights.items():
         own = [share[name] for share in shares if name in share]
-        if weight > 0 and len(own) >= evidence.least and (max(own) < least or max(own) == 0):
-            words = (
-                f"{_term(name)} does not reach the student: its gradient is zero."
-                if max(own) == 0
-                else f"{_term(name)} never makes up more than {_percent(max(own))} of what pulls on the student: it does nothing."
-            )
-            raise_it = "Raise --task_weight" if name == TASK else f"Raise the weight of {name}: {name}(weight=...)"
-            found.append(
-                Finding(
-                    "term_vanishes", "warning", _sentence(words), f"{raise_it}, or choose shares with --balance.", name
-                )
-            )
+        if not weight > 0 or len(own) < evidence.least:
+            continue
+        ways = [_change("raise", name)]
+        if max(own) == 0:
+            words = f"{_term(name)} does not reach the student: its gradient is zero."
+        elif name not in chosen and (most := max(share.get(name, 0.0) for share in left)) < VANISHES:
+            words = f"{_term(name)} never makes up more than {_percent(most)} of {_whole(evidence)}: it does nothing."
+            if culprit := _culprit(evidence, name):
+                words = f"{words[:-1]} beside {_term(culprit)}."
+                ways = [_change("lower", culprit), *ways]
+        else:
+            continue
+        found.append(Finding("term_vanishes", "warning", _sentence(words), _advice(*ways), name))
     return found
+
+
+def _culprit(evidence: Evidence, name: str) -> str | None:
+    """The term that drowns a vanishing one, which would count without it; None where the vanishing one itself is too weak."""
+    facts = evidence.facts
+    shares = evidence.pulls(without=facts.chosen)
+    least = {other: min(share.get(other, 0.0) for share in shares) for other in facts.weights if other != name}
+    largest = max(least, key=least.__getitem__)
+    if least[largest] <= PREVAILS or (largest == TASK and facts.weights[TASK] <= 1):
+        return None
+    rest = evidence.pulls(without=[*facts.chosen, largest])
+    fair = max(share.get(name, 0.0) for share in rest) >= FAIR
+    return largest if fair or name == TASK else None
 
 
 def unkept_shares(evidence: Evidence) -> list[Finding]:
@@ -154,10 +182,11 @@ def fighting(evidence: Evidence) -> list[Finding]:
         if len(first) >= evidence.least and max(first) < FIGHTS:
             words = (
                 f"{_term(a)} and {_term(b)} pull against each other: the cosine of their gradients was "
-                f"{', '.join(f'{cosine:.2f}' for cosine in first)} at the first measurements (-1 is the opposite direction)."
+                f"{', '.join(f'{cosine:.2f}' for cosine in first)} at the first measurement{'s' * (len(first) > 1)} (-1 is the opposite direction)."
             )
             remedy = "Leave one of them out, or see whether the teacher's answers contradict the labels."
-            found.append(Finding("gradients_fight", "warning", _sentence(words), remedy, f"{a}|{b}"))
+            severity: Severity = "warning" if len(first) > 1 else "note"
+            found.append(Finding("gradients_fight", severity, _sentence(words), remedy, f"{a}|{b}"))
     return found
 
 
@@ -173,13 +202,18 @@ def disagreement(evidence: Evidence) -> list[Finding]:
     last, chance = measured[-1]
     values = [value for value, _ in measured]
     if chance < 1 and (last - chance) / (1 - chance) < NEAR_CHANCE:
+        rises = last - values[-FIRST] > STILL_RISING
+        if rises and evidence.epoch + 1 < facts.epochs:
+            return []
         words = (
             f"Student and teacher give the same answer to {_percent(last)} of the images; always giving the teacher's commonest "
             f"answer would reach {_percent(chance)}."
         )
         remedy = "Check the teacher's accuracy and the learning rate. Without labels, add kd: features alone teach no classes."
+        if rises:
+            remedy = f"It was still rising: train longer. {remedy}"
         return [Finding("agreement_near_chance", "warning", words, remedy)]
-    if len(values) > FIRST and max(values[1:]) < values[0] + NOT_RISING and last < ALIKE:
+    if len(values) > FIRST and not _rise(values) and last < ALIKE:
         words = (
             f"Student and teacher do not grow alike: they gave the same answer to {_percent(values[0])} of the images at first, "
             f"and to {_percent(last)} now."
@@ -194,6 +228,10 @@ def stuck(evidence: Evidence) -> list[Finding]:
     facts, losses = evidence.facts, evidence.epoch_losses()
     long = {name: values for name, values in losses.items() if len(values) >= max(3, facts.warmup_epochs + 1)}
     if facts.images_change or not long or len(long) < len(losses):
+        return []
+    # Losses may begin at their floor: a student that has learned, or does, is not stuck.
+    agreements = [value for value, _ in evidence.agreements()] if facts.has_teacher else []
+    if agreements and (agreements[-1] >= ALIKE or _rise(agreements)):
         return []
     if any(values[-1] < values[0] - NOT_FALLING * abs(values[0]) for values in long.values()):
         return []
@@ -267,6 +305,24 @@ def look(evidence: Evidence, known: Sequence[Finding] = ()) -> list[Finding]:
     return [
         finding for finding in seen if finding.name not in explained and (finding.name, finding.subject) not in said
     ]
+
+
+def _rise(agreements: Sequence[float]) -> bool:
+    first = agreements[0]
+    return max(agreements[1:], default=first) >= first + min(NOT_RISING, 0.1 * (1 - first))
+
+
+def _whole(evidence: Evidence) -> str:
+    return "what --balance leaves to the others" if evidence.facts.chosen else "what pulls on the student"
+
+
+def _change(verb: str, name: str) -> str:
+    return f"{verb} --task_weight" if name == TASK else f"{verb} the weight of {name}: {name}(weight=...)"
+
+
+def _advice(*ways: str) -> str:
+    text = ", or ".join([*ways, "choose shares with --balance"])
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _term(name: str) -> str:
