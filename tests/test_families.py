@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
+from limbeck.losses.catalogue import METHODS as CATALOGUE
 from limbeck.models import VisionModel, load_model
 
 FAMILIES = {
@@ -39,6 +40,12 @@ LEVEL_METHODS = ("fitnets", "pkd", "cwd", "mgd")
 """The methods that compare pairs of levels alike and differ in the formula: one family of each kind shall do."""
 WILD_METHODS = ("patch_attention", "noise_adaptation")
 """Those for images that nobody labelled; the second learns a matrix."""
+COMPARED_METHODS = "+".join(
+    name
+    for name, info in CATALOGUE.items()
+    if "classification" in info.tasks and name not in (*METHODS, *LEVEL_METHODS, *WILD_METHODS, "maskedkd")
+)
+"""The others, that people compare with, in one distiller. (`maskedkd` is for pairs of plain transformers only.)"""
 LEVEL_FAMILIES = ("deit", "resnet", "swin", "ipe-vit")
 ROLES = ("student", "teacher")
 SIDES = {"limbeck:resnet8": 32, "vit_small_patch14_reg4_dinov2": 56, "crossvit_tiny_240": 240}
@@ -99,6 +106,27 @@ def test_one_step_of_the_methods_that_compare_levels(family: str, role: str, met
 @pytest.mark.parametrize("family", LEVEL_FAMILIES)
 def test_one_step_of_the_methods_for_wild_images(family: str, role: str, method: str) -> None:
     check_one_step(family, role, other_kind(family), method, projects=method == "noise_adaptation")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_other_method_reaches_the_first_convolution(family: str, role: str) -> None:
+    teacher, student = pair(family, role, other_kind(family))
+    teacher_before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    torch.manual_seed(0)
+    distiller = Distiller(teacher, student, COMPARED_METHODS).train()
+    images, labels = batch()
+    distiller.expect_images(len(images))
+    distiller.calibrate(lambda: [images])
+    terms = distiller(images, labels, torch.arange(len(images)))
+    first = next(p for p in student.parameters() if p.ndim == 4)
+    for name in distiller.loss_names:
+        assert terms[name].isfinite(), name
+        (gradient,) = torch.autograd.grad(terms[name], first, retain_graph=True)
+        assert gradient.isfinite().all() and gradient.any(), name
+    terms["total"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(value, teacher_before[name]) for name, value in teacher.state_dict().items())
 
 
 def check_one_step(family: str, role: str, partner: str, method: str, *, projects: bool) -> None:

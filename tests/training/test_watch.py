@@ -63,6 +63,40 @@ def test_the_labels_small_share_beside_one_method_is_as_published() -> None:
     assert names(evidence(rows("gradients", [{"task": 1.0, "kd": 40.0}] * 3), facts=alone)) == []
 
 
+def test_where_the_labels_prevail_the_small_term_is_raised_first() -> None:
+    alone = replace(FACTS, weights={"task": 0.1, "kd": 0.0009})
+    (note,) = look(evidence(rows("gradients", [{"task": 1.0, "kd": 0.04}] * 3), facts=alone))
+    assert (note.severity, note.name) == ("note", "term_dominates")
+    assert "kd (at most 3.8 %, weight 0.0009) hardly counts" in note.words
+    assert note.remedy.startswith("Raise the weight of kd: kd(weight=...), or lower --task_weight")
+    (note,) = look(evidence(rows("gradients", [pulls(97, 1, 2)] * 3)))
+    assert "kd (at most 1 %, weight 1) and vitkd (at most 2 %, weight 1) hardly count." in note.words
+    assert note.remedy.startswith("Raise the weight of kd")
+    heavy = replace(FACTS, weights={"task": 1000.0, "kd": 1.0, "vitkd": 1.0})
+    (fault,) = look(evidence(rows("gradients", [pulls(1000, 2, 2)] * 3), facts=heavy))
+    assert fault.remedy.startswith("Lower --task_weight, or raise")
+
+
+@pytest.mark.parametrize(
+    ("measured", "subject", "remedy"),
+    [
+        (pulls(0.05, 97, 2.95), "task", "Lower the weight of kd: kd(weight=...), or raise --task_weight"),
+        (pulls(0.005, 97, 2.995), "task", "Lower the weight of kd: kd(weight=...), or raise --task_weight"),
+        (pulls(2.95, 97, 0.05), "vitkd", "Lower the weight of kd: kd(weight=...), or raise the weight of vitkd"),
+        # A thousandth of a fair share vanishes beside the labels too; kd's share is as published.
+        (pulls(3, 97, 0.003), "vitkd", "Raise the weight of vitkd: vitkd(weight=...), or choose"),
+        (pulls(97, 2.95, 0.05), "vitkd", "Raise the weight of vitkd: vitkd(weight=...), or choose"),
+        (pulls(0.0005, 1, 1), "task", "Raise --task_weight, or choose"),
+    ],
+)
+def test_a_vanishing_term_is_blamed_only_where_it_is_itself_too_weak(
+    measured: dict[str, float], subject: str, remedy: str
+) -> None:
+    found = [finding for finding in look(evidence(rows("gradients", [measured] * 3))) if finding.severity == "warning"]
+    assert [(finding.name, finding.subject) for finding in found] == [("term_vanishes", subject)]
+    assert found[0].remedy.startswith(remedy)
+
+
 def test_terms_in_their_warm_up_are_judged_at_their_full_weight_and_not_at_all_at_zero() -> None:
     silent = [pulls(1, 1, 0.0, **{"weight/vitkd": 0.0})] * 4
     assert names(evidence(rows("gradients", silent))) == []
@@ -77,6 +111,18 @@ def test_chosen_shares_are_not_complained_about_unless_they_cannot_be_kept() -> 
     assert names(evidence(bound, facts=chosen)) == [("warning", "balance_at_its_bound", "vitkd")]
 
 
+def test_terms_whose_share_nobody_chose_are_judged_among_themselves() -> None:
+    def found(measured: dict[str, float], *chosen: str) -> list[tuple[str, str, str]]:
+        facts = replace(FACTS, chosen=dict.fromkeys(chosen, 0.3))
+        return names(evidence(rows("gradients", [measured] * 3), facts=facts))
+
+    assert found(pulls(1, 1e5, 1), "kd") == []
+    assert found(pulls(1, 1e5, 0.0005), "kd") == [("warning", "term_vanishes", "vitkd")]
+    assert found(pulls(1, 1e-5, 1000), "kd") == [("warning", "term_dominates", "vitkd")]
+    assert found(pulls(1, 1e5, 1e-5), "kd", "vitkd") == []
+    assert found(pulls(1, 1, 0), "kd", "vitkd") == [("warning", "term_vanishes", "vitkd")]
+
+
 def test_only_the_beginning_shows_whether_terms_fight() -> None:
     def cosines(*values: float) -> Evidence:
         return evidence(rows("gradients", [pulls(1, 1, 1, **{"cosine/task|kd": value}) for value in values]))
@@ -87,6 +133,8 @@ def test_only_the_beginning_shows_whether_terms_fight() -> None:
     assert names(cosines(-0.9)) == [], "once may be chance"
     assert names(cosines(0.9, 0.5, 0.1, -0.9, -0.9)) == [], "near a minimum gradients cancel"
     assert names(cosines(-0.2, -0.9, -0.9)) == []
+    single = replace(cosines(-0.9), facts=replace(FACTS, epochs=1))
+    assert names(single) == [("note", "gradients_fight", "task|kd")], "there will not be a second measurement"
 
 
 def test_a_frozen_student_is_seen_in_three_ways_and_explains_the_rest() -> None:
@@ -96,6 +144,10 @@ def test_a_frozen_student_is_seen_in_three_ways_and_explains_the_rest() -> None:
     assert names(evidence(still, facts=replace(FACTS, trainable=False))) == frozen
     assert names(evidence(still, zero)) == frozen
     assert names(evidence(still, rows("watch", [{"parameters": 2.0}, {"parameters": 2.0}]))) == frozen
+    assert names(evidence(zero, rows("watch", [{"parameters": 2.0}, {"parameters": 2.0}]))) == frozen
+    assert names(evidence(zero, rows("watch", [{"parameters": 2.0}, {"parameters": 2.1}]))) == [], (
+        "zeros may be underflow"
+    )
     assert names(evidence(rows("watch", [{"parameters": 2.0}, {"parameters": 2.1}]))) == []
 
 
@@ -115,6 +167,8 @@ def test_stochastic_depth_counts_only_beside_losses_that_compare_blocks() -> Non
         ([0.5, 0.5, 0.51, 0.5], ["agreement_not_rising"]),
         ([0.95, 0.95, 0.95, 0.95], []),
         ([0.5, 0.6, 0.55, 0.5], []),
+        ([0.885, 0.89, 0.894, 0.897], []),
+        ([0.885, 0.885, 0.89, 0.889], ["agreement_not_rising"]),
     ],
 )
 def test_agreement(agreements: list[float], found: list[str]) -> None:
@@ -124,6 +178,32 @@ def test_agreement(agreements: list[float], found: list[str]) -> None:
     assert [finding.name for finding in look(watched)] == found, "without validation images, the watched ones count"
     assert names(replace(seen, facts=replace(FACTS, has_teacher=False))) == []
     assert names(replace(seen, facts=replace(FACTS, epochs=1000))) == [], "a long run begins slowly"
+
+
+def test_a_student_near_chance_may_go_on_while_it_rises() -> None:
+    facts = replace(FACTS, chance=0.015)
+
+    def found(*agreements: float, epoch: int) -> list[Finding]:
+        return look(evidence(rows("val", [{"agreement": value} for value in agreements]), facts=facts, epoch=epoch))
+
+    assert found(0.05, 0.08, 0.105, epoch=2) == []
+    assert [finding.name for finding in found(0.05, 0.05, 0.055, epoch=2)] == ["agreement_near_chance"]
+    assert [finding.name for finding in found(0.02, 0.08, 0.08, 0.08, epoch=3)] == ["agreement_near_chance"]
+    (last,) = found(0.05, 0.08, 0.105, epoch=9)
+    assert last.name == "agreement_near_chance" and last.remedy.startswith("It was still rising: train longer.")
+
+
+def test_a_loss_at_its_floor_is_no_fault_and_what_is_not_finite_is_left_out() -> None:
+    def found(losses: Sequence[float], agreements: Sequence[float] = ()) -> list[Finding]:
+        train = rows("train", [{"loss/task": value, "loss/kd": value} for value in losses])
+        return look(evidence(train, rows("val", [{"agreement": value} for value in agreements])))
+
+    assert found([0.01] * 4, [0.96] * 4) == [], "it agrees"
+    assert found([0.01] * 4, [0.5, 0.55, 0.6, 0.65]) == [], "it comes to agree"
+    assert [finding.name for finding in found([2.3] * 3, [0.5] * 3)] == ["loss_not_falling"]
+    assert found([float("nan")] * 4) == []
+    (stuck,) = found([float("nan"), 2.3, 2.3, float("inf"), 2.3])
+    assert stuck.name == "loss_not_falling" and "2.3 at first, 2.3 now" in stuck.words
 
 
 def test_a_loss_that_does_not_fall() -> None:

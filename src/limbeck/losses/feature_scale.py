@@ -23,7 +23,7 @@ from limbeck.losses.precision import no_autocast
 
 Standardisation = Literal["channel", "phi_s", "off"]
 
-SMALLEST_VARIANCE = 1e-10
+SMALLEST_VARIANCE = 1e-13
 """Of the mean square: features whose variance is below it are rounding errors around one vector."""
 
 SMALLEST_SHARE = 1e-2

@@ -1,5 +1,6 @@
 """When a run is saved, and how it stops cleanly when asked to."""
 
+import shlex
 import signal
 import threading
 from types import FrameType
@@ -96,7 +97,7 @@ class Checkpoints(Callback):
     def _stop(self) -> None:
         raise StoppedByUserError(
             f"Stopped on request; {self.run.last_checkpoint} holds everything. Start the same command with "
-            f"--out {self.run.path} --resume to go on."
+            f"--out {shlex.quote(str(self.run.path))} --resume to go on."
         )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -182,7 +182,8 @@ def fighting(evidence: Evidence) -> list[Finding]:
         if len(first) >= evidence.least and max(first) < FIGHTS:
             words = (
                 f"{_term(a)} and {_term(b)} pull against each other: the cosine of their gradients was "
-                f"{', '.join(f'{cosine:.2f}' for cosine in first)} at the first measurement{'s' * (len(first) > 1)} (-1 is the opposite direction)."
+                f"{', '.join(f'{cosine:.2f}' for cosine in first)} at the first measurement{'s' * (len(first) > 1)} "
+                "(-1 is the opposite direction)."
             )
             remedy = "Leave one of them out, or see whether the teacher's answers contradict the labels."
             severity: Severity = "warning" if len(first) > 1 else "note"
