@@ -40,11 +40,11 @@ LEVEL_METHODS = ("fitnets", "pkd", "cwd", "mgd")
 """The methods that compare pairs of levels alike and differ in the formula: one family of each kind shall do."""
 WILD_METHODS = ("patch_attention", "noise_adaptation")
 """Those for images that nobody labelled; the second learns a matrix."""
-COMPARED_METHODS = "+".join(
+COMPARED_METHODS = [
     name
     for name, info in CATALOGUE.items()
     if "classification" in info.tasks and name not in (*METHODS, *LEVEL_METHODS, *WILD_METHODS, "maskedkd")
-)
+]
 """The others, that people compare with, in one distiller. (`maskedkd` is for pairs of plain transformers only.)"""
 LEVEL_FAMILIES = ("deit", "resnet", "swin", "ipe-vit")
 ROLES = ("student", "teacher")
@@ -113,8 +113,14 @@ def test_one_step_of_the_methods_for_wild_images(family: str, role: str, method:
 def test_every_other_method_reaches_the_first_convolution(family: str, role: str) -> None:
     teacher, student = pair(family, role, other_kind(family))
     teacher_before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    methods = COMPARED_METHODS
+    if (family, role) == (
+        "tinyvit",
+        "teacher",
+    ):  # untrained, it gives one pooled vector whatever it is shown, and they refuse it
+        methods = [name for name in methods if name not in ("feature_kd", "unic")]
     torch.manual_seed(0)
-    distiller = Distiller(teacher, student, COMPARED_METHODS).train()
+    distiller = Distiller(teacher, student, "+".join(methods)).train()
     images, labels = batch()
     distiller.expect_images(len(images))
     distiller.calibrate(lambda: [images])
