@@ -13,8 +13,8 @@ demo: $(INSTALLED)
 # One thread a worker: more threads than cores wait for each other, which makes small networks many times slower.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
-	LIMBECK_SHAPE_CHECKS=0 $(BIN)/python -m pytest -n 2 -q -m compile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q --durations=25
+	LIMBECK_SHAPE_CHECKS=0 $(BIN)/python -m pytest -n 2 -q -m compile --durations=10
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

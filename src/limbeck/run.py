@@ -63,15 +63,22 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe as plain values; empty when the run has none."""
+        """The resolved recipe as plain values; empty when the run has none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         file = self.path / "recipe.yaml"
-        return dict(yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+        return read_recipe(file, "Put it back from a copy, or train that run anew.") if file.is_file() else {}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The final numbers; empty before the run has ended."""
-        file = self.path / "summary.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        """The final numbers; empty before the run has ended, and where the file is damaged: such a run has no result."""
+        try:
+            values = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     @property
     def accuracy(self) -> float:
@@ -105,6 +112,26 @@ class Run:
         """Write a text file of the run."""
         with atomic_write(self.path / name) as file:
             file.write(text.encode())
+
+
+def read_recipe(file: Path, remedy: str) -> dict[str, Any]:
+    """The named values of a recipe that Limbeck wrote.
+
+    Args:
+        file: recipe.yaml of a run, or comparison.yaml.
+        remedy: a sentence that says what to do where it is missing or damaged.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        reason = "it does not hold named values"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        values, reason = None, "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+    if not isinstance(values, dict):
+        raise UserError(f"{file} cannot be read: {reason}. {remedy}")
+    return values
 
 
 def process_rank(devices: int = 1) -> int:

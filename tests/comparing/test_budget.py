@@ -159,6 +159,18 @@ def test_where_nothing_can_be_run_the_reason_is_said(
 ) -> None:
     failing = (sys.executable, "-c", "import sys; sys.exit('limbeck distill: The teacher is near chance.')")
     monkeypatch.setattr(verb, "_make_runner", lambda recipe: Runner(1, say=lambda line: None, command=failing))
-    with pytest.raises(UserError, match=r"nothing to compare. none: The teacher is near chance\. kd: The teacher"):
+    with pytest.raises(UserError, match=r"nothing to compare. none, kd.*: The teacher is near chance\. What"):
         limbeck.compare(**asked(tmp_path / "c", **options))
     assert len(list((tmp_path / "c").glob("*/*/*/failed.txt"))) == 3, "one seed of each method is enough to see it"
+
+
+def test_where_nothing_could_be_run_it_is_taken_up_with_other_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = (sys.executable, "-c", "import sys; sys.exit('limbeck distill: The images are too few.')")
+    runners = [Runner(1, say=print, command=command) for command in (failing, (sys.executable, str(FAKE)))]
+    monkeypatch.setattr(verb, "_make_runner", lambda recipe: runners.pop(0))
+    with pytest.raises(UserError, match=r"none, kd, fitnets: The images are too few\..*start again with --resume"):
+        limbeck.compare(**asked(tmp_path / "c", lr=0.1))
+    limbeck.compare(**asked(tmp_path / "c", lr=0.2, resume=True))
+    assert yaml.safe_load((tmp_path / "c" / "comparison.yaml").read_text())["lr"] == 0.2

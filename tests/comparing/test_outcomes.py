@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from limbeck.comparing.base import Cell
-from limbeck.comparing.outcomes import last_error, read_outcome, read_outcomes
+from limbeck.comparing.outcomes import LONGEST_MESSAGE, last_error, read_outcome, read_outcomes
+from limbeck.comparing.plan import finished
 
 
 def test_a_finished_cell_says_what_its_files_say(make_comparison):
@@ -64,6 +65,7 @@ def test_failed_and_waiting_cells_are_told_apart(make_comparison):
         ("\nlimbeck distill: --data none needs --synthesis.\n", "--data none needs --synthesis."),
         ("ValueError: first\nlater words\nRuntimeError: second\nCompile with X\n", "RuntimeError: second"),
         ("KeyError\n", "KeyError"),
+        ("limbeck distill: Add --trust_teacher.\nException ignored\nOSError: late\n", "Add --trust_teacher."),
     ],
 )
 def test_the_last_error_of_a_log(log, reason):
@@ -105,6 +107,31 @@ def test_nothing_in_a_folder_makes_reading_fail(make_comparison, tmp_path):
         if content is not None:
             (copy / "summary.json").write_bytes(content)
         assert read_outcome(Cell("none", 0, copy, {})).score is None
+
+
+def test_a_long_message_keeps_what_was_wrong_and_what_to_do():
+    whole = "What was wrong. " + "x" * 500 + " Add --trust_teacher."
+    assert last_error(f"limbeck distill: {whole}\n") == whole
+    cut = last_error(f"limbeck distill: {whole.replace('x', 'xyz')}\n")
+    assert cut.startswith("What was wrong.") and cut.endswith("Add --trust_teacher.") and " … " in cut
+    assert len(cut) <= LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"accuracy": {"la', "[1, 2]", '{"accuracy": {"last": NaN}}', '{"accuracy": 3}']
+)
+def test_whether_a_cell_has_finished_is_read_in_one_way(content, make_comparison):
+    cell = make_comparison({"none": 0.0}, seeds=1)[0]
+    assert finished(cell) and read_outcome(cell).state == "finished"
+    (cell.folder / "summary.json").write_text(content)
+    assert not finished(cell) and read_outcome(cell).state != "finished"
+
+
+def test_a_score_that_is_no_number_is_a_failure(make_comparison):
+    cell = make_comparison({"none": 0.0}, seeds=1)[0]
+    (cell.folder / "summary.json").write_text('{"accuracy": {"last": NaN}}')
+    outcome = read_outcome(cell)
+    assert outcome.state == "failed" and "score is nan" in outcome.message and "--lr" in outcome.message
 
 
 def test_a_run_that_could_not_be_measured_has_failed(make_comparison):

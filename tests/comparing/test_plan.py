@@ -21,13 +21,21 @@ from limbeck.comparing.methods import (
     with_options,
     with_shorter_warmups,
 )
-from limbeck.comparing.plan import choose_folder, claimed, make_cells, require_same, slug, write_recipe
+from limbeck.comparing.plan import (
+    choose_folder,
+    claimed,
+    make_cells,
+    require_same,
+    slug,
+    write_cell,
+    write_recipe,
+)
 from limbeck.comparing.recipe import CompareRecipe, command_line, options_of_runs
 from limbeck.errors import UserError
 from limbeck.losses.names import parse_methods
 from limbeck.recipe import DistillRecipe, as_plain
 from limbeck.run import Run
-from limbeck.verbs.compare import compare
+from limbeck.verbs.compare import _how_to_go_on, compare
 
 
 def recipe(**options: Any) -> CompareRecipe:
@@ -80,6 +88,17 @@ def test_shares_belong_to_the_methods_that_have_the_terms() -> None:
     check_shares(["none", "kd"], "kd=0.5")
     with pytest.raises(UserError, match="nkd, which no method has"):
         check_shares(["none", "kd"], "kd=0.5,nkd=0.2")
+
+
+def test_shares_have_to_fit_into_each_method() -> None:
+    check_shares(["kd", "nkd"], "kd=0.6,nkd=0.6")
+    assert shares_for("nkd", "kd=0.6,nkd=0.6") == "nkd=0.6"
+    with pytest.raises(UserError, match=r"the shares of kd\+nkd add up to 1\.2"):
+        check_shares(["kd", "kd+nkd"], "kd=0.6,nkd=0.6")
+    with pytest.raises(UserError, match=r"100 % of the pull of kd\+nkd, and nothing is left for nkd"):
+        check_shares(["kd+nkd"], "kd=1")
+    with pytest.raises(UserError, match="names kd twice"):
+        check_shares(["kd"], "kd=0.2,kd=0.3")
 
 
 def test_every_method_has_a_readable_folder_of_its_own() -> None:
@@ -165,10 +184,21 @@ def test_a_comparison_is_taken_up_only_with_its_own_options(tmp_path: Path) -> N
     write_recipe(first, folder)
     with pytest.raises(UserError, match="already holds a comparison"):
         choose_folder(first)
+    # Where no run came to anything, what was wrong may be put right.
+    changed = recipe(out=out, lr=0.2, resume=True)
+    assert choose_folder(changed) == folder
+    checkpoint = Run(folder / "cells" / "kd" / "seed0").last_checkpoint
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
     more = recipe(out=out, lr=0.1, resume=True, seeds=9, methods=["kd,nkd"], jobs=4, budget=3.0, tune=2)
     assert choose_folder(more) == folder
     with pytest.raises(UserError, match=r"lr: 0\.1 -> 0\.2"):
-        choose_folder(recipe(out=out, lr=0.2, resume=True))
+        choose_folder(changed)
+    assert choose_folder(recipe(out=out, lr=0.1, resume=True, trust_teacher=True)) == folder
+    for damage in ("", "[1", "lr"):
+        (folder / "comparison.yaml").write_text(damage)
+        with pytest.raises(UserError, match=r"comparison\.yaml cannot be read.*another --out"):
+            choose_folder(replace(first, resume=True))
 
 
 def test_one_process_holds_a_comparison(tmp_path: Path) -> None:
@@ -206,6 +236,37 @@ def test_a_finished_run_is_kept_if_nothing_asked_for_differs(tmp_path: Path) -> 
         require_same(Cell(asked.method, 0, asked.folder, asked.options | {"method": "kd(temperature=3)"}))
 
 
+def test_a_run_whose_recipe_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (cell,) = make_cells(recipe(seeds=1), ["kd"], tmp_path)
+    run = Run(cell.folder)
+    run.make()
+    run.write_summary({"accuracy": {"last": 0.5}})
+    for damage in (None, "", "lr: [0.1"):
+        if damage is not None:
+            (cell.folder / "recipe.yaml").write_text(damage)
+        with pytest.raises(
+            UserError, match=r"kd/seed0/recipe\.yaml cannot be read.*Delete .*kd/seed0 to train it anew"
+        ):
+            require_same(cell)
+    (cell.folder / "summary.json").write_text("{")
+    require_same(cell)  # it has neither a result nor a checkpoint, and is begun anew
+
+
+def test_a_run_goes_on_with_its_own_trust_in_the_teacher(tmp_path: Path) -> None:
+    (cell,) = make_cells(recipe(seeds=1, trust_teacher=True), ["kd"], tmp_path)
+    assert yaml.safe_load(write_cell(cell).read_text())["trust_teacher"] is True
+    run = Run(cell.folder)
+    run.write_recipe(cell.options | {"trust_teacher": False})
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    require_same(cell)
+    assert yaml.safe_load(write_cell(cell).read_text())["trust_teacher"] is False
+
+
+def test_the_way_to_go_on_can_be_pasted() -> None:
+    assert shlex.split(_how_to_go_on(Path("a folder")))[-2:] == ["a folder/comparison.yaml", "--resume"]
+
+
 def test_every_option_is_documented_and_help_loads_nothing_heavy() -> None:
     documentation = "".join(inspect.getdoc(parent) or "" for parent in CompareRecipe.__mro__[:-1])
     for name in inspect.signature(CompareRecipe).parameters:
@@ -216,3 +277,10 @@ def test_every_option_is_documented_and_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_way_to_go_on_with_a_run_can_be_pasted_too() -> None:
+    from limbeck.training.checkpoints import Checkpoints
+
+    with pytest.raises(UserError, match="--out 'a folder' --resume"):
+        Checkpoints(Run("a folder"))._stop()

@@ -128,3 +128,11 @@ def test_of_many_methods_random_orders_give_nearly_the_exact_p_value(make_outcom
 def test_two_common_methods_are_no_ranking(make_outcomes):
     with pytest.raises(UserError, match="three common methods"):
         rank_agreement(make_outcomes({"a": [1], "b": [2], "c": [3]}), make_outcomes({"a": [1], "b": [2]}))
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_all_scores_are_equal_there_is_no_order_to_agree_with(make_outcomes):
+    level, up = (make_outcomes({f"m{k}": [0.1 * k * rise] for k in range(4)}) for rise in (0, 1))
+    for found, words in ((rank_agreement(level, up), "The short runs"), (rank_agreement(up, level), "The whole runs")):
+        assert found.tau is None and found.spearman is None
+        assert found.sentence.startswith(f"{words} told no methods apart: all 4") and "nan" not in found.sentence

@@ -13,6 +13,7 @@ import pytest
 
 from limbeck.comparing.base import Cell
 from limbeck.comparing.outcomes import read_outcome
+from limbeck.comparing.plan import claimed
 from limbeck.comparing.runner import (
     NothingWorksError,
     Runner,
@@ -102,7 +103,8 @@ def test_nothing_starts_where_a_run_with_other_options_is_in_the_way(tmp_path: P
 
 def test_asked_to_stop_the_cells_stop_and_are_taken_up_from_their_checkpoints(tmp_path: Path) -> None:
     made = cells(tmp_path, "slow", "none", "kd")
-    runner = Runner(1, say=lambda line: None, command=COMMAND)
+    said: list[str] = []
+    runner = Runner(1, say=lambda line: None, say_stop=said.append, command=COMMAND)
 
     def interrupt() -> None:
         once(lambda: (made[0].folder / "ready").exists())
@@ -114,6 +116,7 @@ def test_asked_to_stop_the_cells_stop_and_are_taken_up_from_their_checkpoints(tm
         runner.run(made)
     assert signal.getsignal(signal.SIGINT) is before
     assert states(made) == ["waiting"] * 3
+    assert said[0].startswith("Stopping:") and said[1] == "slow, seed 0: stopped, with a checkpoint"
     assert not any(alive(int(word)) for word in log_of(made[0]).split() if word.isdigit())
     runner.run(made)
     assert states(made) == ["finished"] * 3
@@ -138,6 +141,59 @@ def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:
     process.wait()
     once(lambda: not alive(own))
     assert Run(cell.folder).last_checkpoint.exists(), "it was asked to stop, not killed"
+
+
+def test_a_run_that_outlives_its_comparison_keeps_the_folder_claimed(tmp_path: Path) -> None:
+    (cell,) = cells(tmp_path, "stubborn")
+    stubborn = (
+        "import os, signal, sys, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "Path(sys.argv[4], 'part').write_text(str(os.getpid())); os.rename(sys.argv[4] + '/part', sys.argv[4] + '/ready'); "
+        "time.sleep(600)"
+    )
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from limbeck.comparing.base import Cell\n"
+        "from limbeck.comparing.plan import claimed\n"
+        "from limbeck.comparing.runner import Runner\n"
+        f"runner = Runner(1, command=(sys.executable, '-c', {stubborn!r}))\n"
+        f"with claimed(Path({str(tmp_path)!r})) as lock:\n"
+        "    runner.held = (lock,)\n"
+        f"    runner.run([Cell('stubborn', 0, Path({str(cell.folder)!r}), {cell.options!r})])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    ready = cell.folder / "ready"
+    once(ready.exists)
+    process.kill()
+    process.wait()
+    own = int(ready.read_text())
+    try:
+        with pytest.raises(UserError, match="Another process is at work"), claimed(tmp_path):
+            pass
+    finally:
+        os.kill(own, signal.SIGKILL)
+    once(lambda: not alive(own))
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_run_whose_summary_is_damaged_or_holds_no_score_is_run_again(tmp_path: Path) -> None:
+    made = cells(tmp_path, "none", "kd")
+    Runner(1, say=lambda line: None, command=COMMAND).run(made)
+    (made[0].folder / "summary.json").write_text('{"accuracy')
+    (made[1].folder / "summary.json").write_text('{"accuracy": {"last": NaN}}')
+    runner = Runner(1, say=lambda line: None, command=COMMAND)
+    runner.run(made)
+    assert states(made) == ["finished"] * 2 and set(runner.seconds) == {cell.folder for cell in made}
+
+
+def test_a_run_without_a_number_for_a_score_fails_and_says_why(tmp_path: Path) -> None:
+    (cell,) = cells(tmp_path, "none")
+    nan = "import sys; open(sys.argv[4] + '/summary.json', 'w').write('{\"accuracy\": {\"last\": NaN}}')"
+    lines: list[str] = []
+    Runner(1, say=lines.append, command=(sys.executable, "-c", nan)).run([cell])
+    assert states([cell]) == ["failed"]
+    assert len(lines) == 1 and lines[0].startswith("none, seed 0 failed: Its score is nan")
 
 
 def test_a_deadline_ends_the_cells(tmp_path: Path) -> None:

@@ -165,3 +165,26 @@ def test_files_hold_the_numbers(make_comparison, tmp_path):
     assert by_name["kd"]["differences"]["none"]["1"] == pytest.approx(kd.against_control.values[1])
     assert by_name["kd"]["classes"]["class 3"]["gain"] == pytest.approx(kd.gains.gains[3])
     assert values["conclusion"] == answer(comparison).conclusion and len(values["cells"]) == 9
+
+
+def test_where_all_but_the_control_failed_no_interval_is_explained(make_comparison):
+    fails = dict.fromkeys(range(3), "No memory left.")
+    found = said(read_outcomes(make_comparison({"none": 0.0, "kd": {"fails": fails}})))
+    assert found.conclusion.startswith("Every method beside the control failed")
+    assert not any("ntervals" in note or "chance of the" in note for note in found.notes)
+
+
+def test_seeds_without_spread_are_not_called_too_few(make_outcomes):
+    found = said(make_outcomes({"none": [0.5, 0.5, 0.5], "kd": [0.6, 0.6, 0.6]}))
+    assert line(found, "kd").startswith("kd cannot be judged: +10.0 points over none in each of 3 seeds")
+    assert "no spread to judge by" in found.conclusion and "one seed" not in found.conclusion
+
+
+def test_seeds_that_the_control_lacks_are_what_is_missing(make_outcomes):
+    outcomes = make_outcomes({"none": [0.5, 0.52, 0.51], "kd": [0.6, 0.61, 0.63]})
+    without = [replace(o, state="waiting", score=None) if o.method == "none" and o.seed else o for o in outcomes]
+    found = said(without)
+    assert line(found, "kd").startswith("kd has too few seeds in common with none to tell: +10.0 points")
+    assert "only seed 0 of it has a finished none" in found.conclusion
+    apart = said([o for o in without if (o.method, o.seed) != ("kd", 0)])
+    assert apart.conclusion.startswith("No method shares a finished seed with the control none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,6 +70,20 @@ class Outcome:
     teacher_score: float | None = None
     score_name: str = "accuracy"
     epochs: int | None = None
+
+
+def main_score(summary: dict[str, Any]) -> float | None:
+    """The main score that a run's summary holds: accuracy, of detectors the average precision of boxes.
+
+    Returns:
+        None where there is none, or no finite number.
+    """
+    detection = summary.get("task") == "detection"
+    value: Any = summary
+    for key in ("scores", "student", "bbox", "ap") if detection else ("accuracy", "last"):
+        value = value.get(key) if isinstance(value, dict) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def _no_curve() -> NDArray[np.float64]:

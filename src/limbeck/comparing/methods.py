@@ -92,19 +92,44 @@ def with_shorter_warmups(method: str, warmup_epochs: Mapping[str, float], factor
 def shares_for(method: str, balance: str | None) -> str | None:
     """What `--balance` says of a method's own terms; None where that is nothing."""
     own = terms(method)
-    kept = {name: share for name, share in (parse_shares(balance) if balance else {}).items() if name in own}
+    kept = {name: share for name, share in _shares(balance).items() if name in own}
     return ",".join(f"{name}={share:g}" for name, share in kept.items()) or None
 
 
 def check_shares(methods: Sequence[str], balance: str | None) -> None:
-    """Refuse shares of terms that no method has.
+    """Refuse shares of terms that no method has, and those that leave nothing for a method's other terms.
 
     Raises:
         UserError: naming them.
     """
+    shares = _shares(balance)
     known = {name for method in methods for name in terms(method)}
-    unknown = [name for name in (parse_shares(balance) if balance else {}) if name not in known]
+    unknown = [name for name in shares if name not in known]
     if unknown:
         raise UserError(
             f"--balance names {', '.join(unknown)}, which no method has. Their terms: {', '.join(sorted(known))}."
         )
+    for method in methods:
+        own = terms(method)
+        whole = sum(share for name, share in shares.items() if name in own)
+        others = [name for name, spec in own.items() if name not in shares and spec.options.get("weight") != 0]
+        if whole > 1 + 1e-9:
+            raise UserError(
+                f"--balance {balance!r}: the shares of {method} add up to {whole:.4g}; they must not exceed 1. Give smaller ones."
+            )
+        if others and whole > 1 - 1e-6:
+            raise UserError(
+                f"--balance {balance!r} gives away {100 * whole:.4g} % of the pull of {method}, and nothing is left for "
+                f"{', '.join(others)}. Let its shares add up to less than 1."
+            )
+
+
+def _shares(balance: str | None) -> dict[str, float]:
+    """What `--balance` says of all methods; only the shares of one method have to fit into one pull."""
+    shares: dict[str, float] = {}
+    for part in balance.split(",") if balance else ():
+        for name, share in parse_shares(part).items():
+            if name in shares:
+                raise UserError(f"--balance {balance!r} names {name} twice. Give each term one share.")
+            shares[name] = share
+    return shares

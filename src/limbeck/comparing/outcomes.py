@@ -6,16 +6,17 @@ or at the end of log.txt, and is waiting otherwise.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.comparing.base import Cell, Outcome
+from limbeck.comparing.base import Cell, Outcome, main_score
 from limbeck.errors import UserError
 from limbeck.reporting.run_reader import RunRecord, number, read_run, within
+from limbeck.run import Run
 
 LOG, FAILED = "log.txt", "failed.txt"
 
@@ -26,7 +27,8 @@ _RAISED = re.compile(r"^(?P<reason>(?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Inter
 # A person's stop is no failure: the cell goes on when the comparison does.
 _STOPPED = re.compile(r"^(limbeck \w+: [Ss]topped|KeyboardInterrupt|(?:[\w.]+\.)?StoppedByUserError)")
 
-LONGEST_MESSAGE = 300
+# A longer message loses its middle: the beginning says what was wrong, the end what to do.
+LONGEST_MESSAGE = 700
 
 # Seconds per epoch are told from the later measurements where there are this many: the first epoch also compiles.
 MEASUREMENTS = 3
@@ -42,14 +44,13 @@ def read_outcome(cell: Cell) -> Outcome:
     try:
         run = read_run(cell.folder)
     except (UserError, OSError, ValueError, zlib.error):
-        return _unfinished(cell, None)
+        score = main_score(Run(cell.folder).summary)
+        return _unfinished(cell, None) if score is None else _outcome(cell, None, "finished", score=score)
     score, teacher = _scores(run)
     if not run.summary:
         return _unfinished(cell, run)
     if score is None:
-        return _outcome(
-            cell, run, "failed", "It ended without a score: there were no labelled validation images to measure on."
-        )
+        return _outcome(cell, run, "failed", why_no_score(run.summary))
     answered = run.predictions if run.task == "classification" else None
     return _outcome(
         cell,
@@ -64,16 +65,31 @@ def read_outcome(cell: Cell) -> Outcome:
     )
 
 
+def why_no_score(summary: Mapping[str, Any]) -> str:
+    """Why a run that has ended has no score, in a sentence."""
+    detection = summary.get("task") == "detection"
+    value = within(dict(summary), *(("scores", "student", "bbox", "ap") if detection else ("accuracy", "last")))
+    if isinstance(value, float):
+        return f"Its score is {value}, which is no finite number. Look into its log.txt, and try a smaller --lr."
+    return "It ended without a score: there were no labelled validation images to measure on."
+
+
 def last_error(log: str) -> str | None:
-    """The sentence with which a log ends badly; None where no line of it names an error, or where a person stopped the run."""
-    for line in reversed([line.strip() for line in log.splitlines()]):
-        if _STOPPED.match(line):
-            return None
-        found = _SAID.match(line) or _RAISED.match(line)
-        if found is not None:
-            reason = found["reason"]
-            return reason if len(reason) <= LONGEST_MESSAGE else f"{reason[: LONGEST_MESSAGE - 1]}…"
+    """The sentence with which a log ends badly; None where no line of it names an error, or where a person stopped the run.
+
+    What the command itself said last counts before any exception: those of its helpers may come after it.
+    """
+    lines = [line.strip() for line in reversed(log.splitlines())]
+    for pattern in (_SAID, _RAISED):
+        for line in lines:
+            if found := pattern.match(line):
+                return None if _STOPPED.match(line) else _shortened(found["reason"])
     return None
+
+
+def _shortened(reason: str) -> str:
+    half = (LONGEST_MESSAGE - 3) // 2
+    return reason if len(reason) <= LONGEST_MESSAGE else f"{reason[:half].rstrip()} … {reason[-half:].lstrip()}"
 
 
 def _unfinished(cell: Cell, run: RunRecord | None) -> Outcome:
@@ -103,9 +119,8 @@ def _outcome(cell: Cell, run: RunRecord | None, state: Any, message: str = "", *
 def _scores(run: RunRecord) -> tuple[float | None, float | None]:
     """The student's score after the last epoch, and the teacher's."""
     if run.task == "detection":
-        student, teacher = (number(within(run.summary, "scores", who, "bbox", "ap")) for who in ("student", "teacher"))
-        return student, teacher
-    return number(within(run.summary, "accuracy", "last")), run.teacher_accuracy
+        return main_score(run.summary), number(within(run.summary, "scores", "teacher", "bbox", "ap"))
+    return main_score(run.summary), run.teacher_accuracy
 
 
 def _measured(run: RunRecord) -> NDArray[np.float64]:

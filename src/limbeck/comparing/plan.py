@@ -18,23 +18,23 @@ from typing import Any
 
 import yaml
 
-from limbeck.comparing.base import Cell
+from limbeck.comparing.base import Cell, main_score
 from limbeck.comparing.methods import shares_for, terms
 from limbeck.comparing.recipe import FREE_ON_RESUME, CompareRecipe, options_of_runs
 from limbeck.errors import UserError
 from limbeck.files import atomic_write
 from limbeck.recipe import DistillRecipe, as_plain, defaults_of, differences
-from limbeck.run import Run, choose_run
+from limbeck.run import Run, choose_run, read_recipe
 
 RECIPE_FILE = "comparison.yaml"
 CELL_FILE, LOG_FILE, FAILED_FILE = "cell.yaml", "log.txt", "failed.txt"
 
 
 def choose_folder(recipe: CompareRecipe) -> Path:
-    """The comparison's folder; new, or the one to go on with.
+    """The comparison's folder; new, or the one to go on with, with other options too as long as no run has come to anything.
 
     Raises:
-        UserError: there is something else in it, nothing to go on with, or a comparison with other options.
+        UserError: there is something else in it, nothing to go on with, or runs with other options.
     """
     if recipe.out == "auto":
         return choose_run("auto", "compare", recipe.student, recipe.data, resume=False).path
@@ -51,7 +51,10 @@ def choose_folder(recipe: CompareRecipe) -> Path:
             f"{folder} holds no comparison ({kept} is missing), so there is nothing to resume. Check the folder's name, or "
             "leave out --resume to start."
         )
-    old, new = ({**defaults_of(recipe), **values} for values in (yaml.safe_load(kept.read_text()), as_plain(recipe)))
+    if not _has_runs(folder):
+        return folder
+    there = read_recipe(kept, "Put it back from a copy, or choose another --out.")
+    old, new = ({**defaults_of(recipe), **values} for values in (there, as_plain(recipe)))
     shown = {name: value for name, value in new.items() if name not in FREE_ON_RESUME}
     if changed := differences({name: old.get(name) for name in shown}, shown):
         raise UserError(
@@ -59,6 +62,13 @@ def choose_folder(recipe: CompareRecipe) -> Path:
             "be compared. Give the same options, or choose another --out."
         )
     return folder
+
+
+def _has_runs(folder: Path) -> bool:
+    """Whether any run in a comparison's folder, a short one or a whole one, has ended or can be gone on with."""
+    return any(folder.rglob("checkpoints/last.ckpt")) or any(
+        Run(file.parent).summary for file in folder.rglob("summary.json")
+    )
 
 
 def write_recipe(recipe: CompareRecipe, folder: Path) -> None:
@@ -69,8 +79,10 @@ def write_recipe(recipe: CompareRecipe, folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[int]:
     """Hold a comparison for this process alone; the operating system lets go of it when the process ends, however.
+
+    Gives the lock's file descriptor: processes that inherit it hold the comparison too, until the last of them ends.
 
     Raises:
         UserError: the folder cannot be made, or another process is at work in it.
@@ -81,9 +93,10 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another process is at work on the comparison in {folder}. Wait for it, or stop it first."
+                f"Another process is at work on the comparison in {folder}; of one that was killed, the last runs may still be "
+                "saving a checkpoint. Wait for it, or stop it first."
             ) from None
-        yield
+        yield file.fileno()
 
 
 def make_cells(
@@ -134,18 +147,13 @@ def slug(method: str) -> str:
 
 
 def finished(cell: Cell) -> bool:
-    """Whether a cell has its result."""
-    return bool(Run(cell.folder).summary)
+    """Whether a cell has its result: a score."""
+    return score_of(cell) is not None
 
 
 def score_of(cell: Cell) -> float | None:
     """The main score of a finished cell: accuracy, of detectors the average precision of boxes; None where there is none."""
-    summary = Run(cell.folder).summary
-    if not summary:
-        return None
-    detection = summary.get("task") == "detection"
-    value = summary["scores"]["student"]["bbox"]["ap"] if detection else summary["accuracy"]["last"]
-    return None if value is None else float(value)
+    return main_score(Run(cell.folder).summary)
 
 
 def require_same(cell: Cell) -> None:
@@ -154,12 +162,13 @@ def require_same(cell: Cell) -> None:
     A run's recipe holds what every "auto" was decided to be, so only options that are asked for outright are compared.
 
     Raises:
-        UserError: naming each option with both values.
+        UserError: naming each option with both values; or its recipe cannot be read.
     """
     run = Run(cell.folder)
     if not (run.summary or run.last_checkpoint.is_file()):
         return
-    there = {**defaults_of_runs(), **run.recipe}
+    kept = read_recipe(cell.folder / "recipe.yaml", f"Delete {cell.folder} to train it anew, or choose another --out.")
+    there = {**defaults_of_runs(), **kept}
     asked = {
         name: value
         for name, value in cell.options.items()
@@ -183,9 +192,12 @@ def defaults_of_runs() -> dict[str, Any]:
 
 def write_cell(cell: Cell) -> Path:
     """Write a cell's options; they name neither folder nor whether it is continued, which the command line says."""
-    file = cell.folder / CELL_FILE
+    file, run, options = cell.folder / CELL_FILE, Run(cell.folder), cell.options
+    if run.last_checkpoint.is_file():
+        # A run goes on only with its own options; with a checkpoint, its teacher has been accepted already.
+        options = options | {name: value for name, value in run.recipe.items() if name == "trust_teacher"}
     with atomic_write(file) as opened:
-        opened.write(yaml.safe_dump(cell.options, sort_keys=False, allow_unicode=True).encode())
+        opened.write(yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode())
     return file
 
 

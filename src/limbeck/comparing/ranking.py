@@ -120,18 +120,27 @@ class RankAgreement:
         spearman: Spearman's rank correlation.
         tau_p, spearman_p: the share of orders, had the first been shuffled, that would agree as well or better.
         regret: by how much the full run's best exceeds, in the full run, what the small one put first.
+        tied: which of the two runs gave all methods the same score.
+
+    Where one did, there is no order to agree with, and the numbers are None.
     """
 
     methods: tuple[str, ...]
-    tau: float
-    spearman: float
-    tau_p: float
-    spearman_p: float
-    regret: float
+    tau: float | None = None
+    spearman: float | None = None
+    tau_p: float | None = None
+    spearman_p: float | None = None
+    regret: float | None = None
+    tied: Literal["short", "whole"] | None = None
 
     @property
     def sentence(self) -> str:
         """In plain words."""
+        if self.tau is None or self.tau_p is None or self.regret is None:
+            return (
+                f"The {self.tied} runs told no methods apart: all {len(self.methods)} have the same score in them, so there is "
+                "no order to hold against the other runs'."
+            )
         sure = "more than chance explains" if self.tau_p < 0.05 else "which chance alone may do"
         cost = (
             "its first choice was the full run's best"
@@ -201,6 +210,8 @@ def rank_agreement(small: Sequence[Outcome], full: Sequence[Outcome]) -> RankAgr
             f"Two rankings can be held against each other from three common methods on; here there are {len(methods)}."
         )
     x, y = (np.array([found[method] for method in methods]) for found in (first, second))
+    if not np.ptp(x) or not np.ptp(y):
+        return RankAgreement(tuple(methods), tied="whole" if np.ptp(x) else "short")
     tau, spearman = float(stats.kendalltau(x, y).statistic), float(stats.spearmanr(x, y).statistic)
     tau_p, spearman_p = _permutation_p(x, y)
     return RankAgreement(tuple(methods), tau, spearman, tau_p, spearman_p, regret=float(y.max() - y[int(x.argmax())]))

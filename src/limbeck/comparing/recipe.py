@@ -13,7 +13,10 @@ from limbeck.recipe import NO_DATA, Auto, DistillRecipe, as_plain, defaults_of
 OWN_OPTIONS = ("methods", "seeds", "jobs", "budget", "tune")
 """What a single run does not have."""
 
-FREE_ON_RESUME = {*OWN_OPTIONS, "resume", "out", "progress", "report", "loggers", "num_workers", "checkpoint_steps"}
+FREE_ON_RESUME = {
+    *OWN_OPTIONS,
+    *("resume", "out", "progress", "report", "loggers", "num_workers", "checkpoint_steps", "trust_teacher"),
+}
 """What may be another when a comparison is taken up again: none of it changes what a run that is already there has learned."""
 
 

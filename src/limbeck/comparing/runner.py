@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from limbeck.comparing.base import Cell
-from limbeck.comparing.outcomes import last_error
+from limbeck.comparing.outcomes import last_error, why_no_score
 from limbeck.comparing.plan import LOG_FILE, finished, note_failure, require_same, score_of, write_cell
 from limbeck.run import Run
 
@@ -66,7 +66,12 @@ class Runner:
         jobs: how many at a time.
         environments: variables of the processes at each of so many places, such as the GPU that they see; used in turn.
         say: takes a line for each cell that ends.
+        say_stop: takes the lines about stopping.
         command: what is called, with `--config FILE --out FOLDER`, and `--resume true` where there is a checkpoint.
+
+    Attributes:
+        seconds: how long each process took, by its cell's folder.
+        held: file descriptors that the cells keep open too, such as the comparison's lock: a cell may outlive this process.
     """
 
     def __init__(
@@ -75,13 +80,16 @@ class Runner:
         environments: Sequence[Mapping[str, str]] = ({},),
         *,
         say: Callable[[str], None] = print,
+        say_stop: Callable[[str], None] | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.jobs = jobs
         self.environments = environments
         self.say = say
+        self.say_stop = say_stop or say
         self.command = command
         self.seconds: dict[Path, float] = {}
+        self.held: tuple[int, ...] = ()
         self._failures = self._successes = 0
         self._asked_to_stop = False
         self._running: dict[int, _Running] = {}
@@ -148,6 +156,8 @@ class Runner:
         place = next(number for number in range(self.jobs) if number not in self._running)
         Run(cell.folder).make()
         note_failure(cell, None)
+        # It is damaged or without a score, else the cell would not be started.
+        (cell.folder / "summary.json").unlink(missing_ok=True)
         words = [*self.command, "--config", str(write_cell(cell)), "--out", str(cell.folder)]
         if Run(cell.folder).last_checkpoint.is_file():
             words += ["--resume", "true"]
@@ -162,6 +172,7 @@ class Runner:
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
                 # A terminal's Ctrl-C reaches this process only, which then stops the cells in order.
                 start_new_session=True,
+                pass_fds=self.held,
                 preexec_fn=_end_with_parent if _LIBC is not None else None,
             )
         self._running[place] = _Running(cell, process, time.monotonic(), log_began)
@@ -176,13 +187,13 @@ class Runner:
             for file in (Run(cell.folder).last_checkpoint, Run(cell.folder).best_checkpoint):
                 file.unlink(missing_ok=True)
             score = score_of(cell)
-            result = f"{100 * score:.2f} %" if score is not None else "no score"
+            assert score is not None
             rest = (time.monotonic() - since) / ended * left
             ahead = f"; {left} to go, about {duration(rest)}" if left and not stopping else ""
-            self.say(f"{name}: {result} in {duration(took)}{ahead}")
+            self.say(f"{name}: {100 * score:.2f} % in {duration(took)}{ahead}")
         elif stopping:
             begun = Run(cell.folder).last_checkpoint.is_file()
-            self.say(f"{name}: stopped, {'with a checkpoint' if begun else 'before its first checkpoint'}")
+            self.say_stop(f"{name}: stopped, {'with a checkpoint' if begun else 'before its first checkpoint'}")
         else:
             self._failures += 1
             sentence = _why(running)
@@ -207,7 +218,7 @@ class Runner:
         if self._asked_to_stop:
             raise KeyboardInterrupt
         self._asked_to_stop = True
-        self.say("Stopping: the running cells end with a checkpoint. Press Ctrl-C again to stop at once.")
+        self.say_stop("Stopping: the running cells end with a checkpoint. Press Ctrl-C again to stop at once.")
 
     def _ask_to_stop(self) -> None:
         """The runs' own processes only: those that load their images end by themselves, and would end too early."""
@@ -239,6 +250,8 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
 
 def _why(running: _Running) -> str:
     """Why a process ended without a result, in a sentence."""
+    if summary := Run(running.cell.folder).summary:
+        return why_no_score(summary)
     file, status = running.cell.folder / LOG_FILE, running.process.returncode
     with file.open("rb") as log:
         log.seek(running.log_began)

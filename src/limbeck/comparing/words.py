@@ -94,8 +94,13 @@ def _verdict(result: MethodResult, comparison: Comparison) -> str:
         return f"reaches {score} ({seeds}); {lack}, so whether it helps cannot be told"
     digits = digits_for(found.over_seeds, found.over_images)
     gain = f"{signed(found.mean, digits)} points over {found.reference}"
+    if found.over_seeds is None and len(found.values) > 1:
+        return f"cannot be judged: {gain} in each of {counted(len(found.values), 'seed')}, so there is no spread to judge by"
     if found.over_seeds is None:
-        return f"has too few seeds to tell: {gain} ({_one_seed(found, digits)})"
+        few = (
+            "has too few seeds" if len(result.finished) == 1 else f"has too few seeds in common with {found.reference}"
+        )
+        return f"{few} to tell: {gain} ({_one_seed(found, digits)})"
     within = f"95 % interval {span(found.over_seeds, digits)}, {counted(len(found.values), 'seed')}"
     if found.verdict == "no difference shown":
         # The interval is of this comparison alone, the verdict allows for all of them.
@@ -176,7 +181,7 @@ def _conclusion(comparison: Comparison) -> str:
         )
     held = [(r, r.against_control) for r in scored if r.against_control is not None]
     if not held:
-        return "Only the control has a score so far, so nothing can be compared."
+        return _nothing_held(comparison)
     helping = [(r, d) for r, d in held if d.verdict == "helps"]
     hurting = [r for r, d in held if d.verdict == "hurts"]
     harm = f" {_named(hurting)} {'hurts' if len(hurting) == 1 else 'hurt'}." if hurting else ""
@@ -184,6 +189,13 @@ def _conclusion(comparison: Comparison) -> str:
         best, found = held[0]
         gain = f"{signed(found.mean, digits_for(found.over_images))} points over {found.reference}"
         highest = f"{best.method} is highest with {gain}" if found.mean > 0 else f"no method is above {found.reference}"
+        if len(found.values) > 1:
+            return f"How sure this is cannot be told: {highest}, but the seeds show no spread to judge by."
+        if len(best.finished) > 1:
+            return (
+                f"Too few seeds to tell: {highest}, but only seed {found.seeds[0]} of it has a finished {found.reference}, and "
+                f"one seed does not show what another would give. Finish the other seeds of {found.reference} with --resume."
+            )
         return (
             f"Too few seeds to tell: {highest}, but one seed does not show what another would give. Run it with three seeds "
             "or more."
@@ -199,6 +211,16 @@ def _conclusion(comparison: Comparison) -> str:
     others = [r for r, _ in helping[1:]]
     also = f" {_named(others)} {'helps' if len(others) == 1 else 'help'} too."
     return f"{best.method} has the highest mean of the {len(helping)} methods that help: {gain}{_beside_plain(best)}.{also}{harm}"
+
+
+def _nothing_held(comparison: Comparison) -> str:
+    """Why a control with a score has nothing to be held against it."""
+    others = [result for result in comparison.methods if result.method != comparison.control]
+    if any(result.mean is not None for result in others):
+        return f"No method shares a finished seed with the control {comparison.control}, so nothing can be compared."
+    if others and all(len(result.failed) == len(result.cells) for result in others):
+        return "Every method beside the control failed, so nothing can be compared."
+    return "Only the control has a score so far, so nothing can be compared."
 
 
 def _beside_plain(result: MethodResult) -> str:
@@ -243,16 +265,18 @@ def _notes(comparison: Comparison) -> list[str]:
             f"images (Student's t over the paired differences, one method at a time{_pooled(comparison)}). The verdicts allow "
             "for all methods that are held against the same one (Holm, 5 %)."
         )
-    if images and several:
+    held = [r.against_control for r in comparison.methods if r.against_control is not None]
+    over_images = any(difference.over_images is not None for difference in held)
+    if over_images and several:
         notes.append(
             "Intervals over images say another thing: what these very networks would give on other images of the kind."
         )
-    elif images:
+    elif over_images:
         notes.append(
             "Intervals are over images alone: what these very networks would give on other images of the kind. They say "
             "nothing of what another seed would give."
         )
-    else:
+    elif held and not images:
         notes.append(f"{score} has no answers image by image here, so the chance of the validation images is not told.")
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,9 +69,10 @@ def compare(recipe: CompareRecipe) -> Comparison:
     check_shares(methods, recipe.balance)
     folder = choose_folder(recipe)
     _check_options(methods)
-    with claimed(folder):
+    with claimed(folder) as lock:
         write_recipe(recipe, folder)
         work = Work(recipe, methods, folder, _make_runner(recipe))
+        work.runner.held = (lock,)
         for sentence in notes:
             work.note(sentence)
         try:
@@ -138,9 +140,13 @@ def nothing_works(cells: Sequence[Cell]) -> UserError:
     """What is raised when no cell has a score."""
     from limbeck.comparing.outcomes import read_outcomes
 
-    messages = {o.method: f"{o.method}: {o.message}" for o in read_outcomes(cells) if o.state == "failed"}
+    reasons: dict[str, list[str]] = {}
+    for outcome in read_outcomes(cells):
+        if outcome.state == "failed" and outcome.method not in reasons.setdefault(outcome.message, []):
+            reasons[outcome.message].append(outcome.method)
+    told = " ".join(f"{', '.join(methods)}: {message}" for message, methods in reasons.items())
     return UserError(
-        f"Not one run ended with a score, so there is nothing to compare. {' '.join(messages.values())} What they wrote is in "
+        f"Not one run ended with a score, so there is nothing to compare. {told} What they wrote is in "
         f"the log.txt of their folders, such as {cells[0].folder}. Correct what is wrong, and start again with --resume."
     )
 
@@ -171,11 +177,13 @@ def _carry_out(work: Work) -> Comparison:
 def announce(work: Work, cells: Sequence[Cell]) -> None:
     """Say what is about to be done."""
     from limbeck.comparing.plan import finished
+    from limbeck.reporting.wording import counted
 
     done = sum(finished(cell) for cell in cells)
     screen.say(
-        f"{len(cells)} runs, {len({cell.method for cell in cells})} methods with {work.recipe.seeds} seeds each, "
-        f"{work.runner.jobs} at a time{f'; {done} are finished' if done else ''}. A run's output is in the log.txt of its "
+        f"{counted(len(cells), 'run')}, {counted(len({cell.method for cell in cells}), 'method')} with "
+        f"{counted(work.recipe.seeds, 'seed')} each, {work.runner.jobs} at a time"
+        f"{f'; {done} are finished' if done else ''}. A run's output is in the log.txt of its "
         f"folder, such as {cells[0].folder}."
     )
 
@@ -186,7 +194,7 @@ def by_seed(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _how_to_go_on(folder: Path) -> str:
-    return f"Go on with: limbeck compare --config {folder / RECIPE_FILE} --resume"
+    return f"Go on with: limbeck compare --config {shlex.quote(str(folder / RECIPE_FILE))} --resume"
 
 
 def _make_runner(recipe: CompareRecipe) -> Runner:
@@ -194,7 +202,8 @@ def _make_runner(recipe: CompareRecipe) -> Runner:
     from limbeck.training.fit import choose_accelerator
 
     jobs, environments = places(choose_accelerator(recipe.accelerator), recipe.devices, recipe.jobs)
-    return Runner(jobs, environments, say=screen.say if recipe.progress else _say_nothing)
+    say = screen.say if recipe.progress else _say_nothing
+    return Runner(jobs, environments, say=say, say_stop=screen.say)
 
 
 def _say_nothing(line: str) -> None:
