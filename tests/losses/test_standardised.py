@@ -159,9 +159,9 @@ class Gap(DistillationLoss):
 
 
 def test_a_class_of_ones_own_can_be_inside(plain, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "my_gap_losses.py").write_text(OWN)
+    (tmp_path / "my_inner_losses.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    loss = build("standardised(of='my_gap_losses:Gap')", plain)
+    loss = build("standardised(of='my_inner_losses:Gap')", plain)
     expected = (slow(STUDENT) - slow(TEACHER)).square().mean()
     torch.testing.assert_close(loss(Outputs(STUDENT), Outputs(TEACHER)), expected, rtol=1e-6, atol=0)
     assert loss.notes == ("Gap has no temperature, so that none is used.",)

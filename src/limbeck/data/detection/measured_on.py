@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from limbeck.data.detection.base import Objects, SceneSource
-from limbeck.detection import name_pairs
 from limbeck.errors import UserError
 
 
@@ -61,6 +60,8 @@ def relabelled(source: SceneSource, class_names: tuple[str, ...], learned: str, 
     Raises:
         UserError: they have other classes.
     """
+    from limbeck.detection import name_pairs  # which imports torch; naming and counting scenes does not need it
+
     pairs = name_pairs(source.class_names, class_names)
     missing = [one for label, one in enumerate(class_names) if label not in pairs.values()]
     added = [one for label, one in enumerate(source.class_names) if label not in pairs]
