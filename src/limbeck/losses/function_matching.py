@@ -14,15 +14,11 @@ The formula is that of `kd` at temperature 1; what is new is the recipe, and onl
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from limbeck.call_checks import require_positive
-from limbeck.losses.base import DistillationLoss
-from limbeck.losses.kd import kd_loss, require_same_classes
-from limbeck.outputs import ModelFacts, Outputs
+from limbeck.losses.kd import KD
+from limbeck.outputs import ModelFacts
 
 
-class FunctionMatching(DistillationLoss):
+class FunctionMatching(KD):
     """`kd_loss` on the logits of both models, at temperature 1 and in place of the labels.
 
     Args:
@@ -34,16 +30,14 @@ class FunctionMatching(DistillationLoss):
         UserError: the temperature is not positive, or the models' classes differ in number.
     """
 
-    on_logits: ClassVar[bool] = True
+    method: ClassVar[str] = "function_matching"
     default_task_weight: ClassVar[float] = 0.0
 
     def __init__(self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 1.0) -> None:
-        super().__init__(student, teacher)
-        require_same_classes("function_matching", student, teacher)
-        require_positive("function_matching", temperature=temperature)
-        self.temperature = temperature
+        super().__init__(student, teacher, temperature=temperature)
         self.notes = ("the published gains come with --mixup 1.0 and very many epochs (300 to 9600 on ImageNet).",)
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
-        """See `kd_loss`; the target is not read."""
-        return kd_loss(student.logits, teacher.logits, self.temperature)
+    @property
+    def default_weight(self) -> float:
+        """1; the labels have none."""
+        return 1.0

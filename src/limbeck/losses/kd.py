@@ -58,13 +58,15 @@ class KD(DistillationLoss):
         UserError: the temperature is not positive, or the models' classes differ in number.
     """
 
+    method: ClassVar[str] = "kd"
+    """The name in messages, also of what is derived from this."""
     on_logits: ClassVar[bool] = True
     default_task_weight: ClassVar[float] = 0.1
 
     def __init__(self, student: ModelFacts, teacher: ModelFacts, *, temperature: float = 4.0) -> None:
         super().__init__(student, teacher)
-        require_same_classes("kd", student, teacher)
-        require_positive("kd", temperature=temperature)
+        require_same_classes(self.method, student, teacher)
+        require_positive(self.method, temperature=temperature)
         self.temperature = temperature
 
     @property

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from limbeck.call_checks import require_positive, require_share
 from limbeck.errors import UserError
-from limbeck.losses.base import DistillationLoss
 from limbeck.losses.grids import Grid, resize
-from limbeck.losses.kd import kd_loss, require_same_classes
+from limbeck.losses.kd import KD
 from limbeck.losses.pairing import is_plain
 from limbeck.outputs import ModelFacts, Outputs, Request
 
@@ -40,7 +39,7 @@ def attended_patches(attention: Float[Tensor, "B heads h w"], grid: Grid, count:
     return scores.flatten(1).topk(count, dim=1).indices.sort(dim=1).values
 
 
-class MaskedKD(DistillationLoss):
+class MaskedKD(KD):
     """`kd_loss` with a teacher that is shown the `attended_patches` only.
 
     Losses on logits beside it read what that teacher says too. Not compiled, since the teacher runs in the middle of the
@@ -56,6 +55,8 @@ class MaskedKD(DistillationLoss):
         UserError: an option is out of range, the models' classes differ in number, or one of them is no plain transformer.
     """
 
+    method: ClassVar[str] = "maskedkd"
+    on_logits: ClassVar[bool] = False
     chooses_patches: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
     default_task_weight: ClassVar[float] = 0.5
@@ -63,17 +64,15 @@ class MaskedKD(DistillationLoss):
     def __init__(
         self, student: ModelFacts, teacher: ModelFacts, *, keep: float = 0.5, temperature: float = 1.0
     ) -> None:
-        super().__init__(student, teacher)
-        require_same_classes("maskedkd", student, teacher)
-        require_share("maskedkd", keep=keep)
-        require_positive("maskedkd", keep=keep, temperature=temperature)
+        super().__init__(student, teacher, temperature=temperature)
+        require_share(self.method, keep=keep)
+        require_positive(self.method, keep=keep)
         for facts in (student, teacher):
             if not is_plain(facts.levels):
                 raise UserError(
                     f"maskedkd needs two plain vision transformers, and {facts.name} is none. Use kd(temperature=1.0), which "
                     "shows the teacher whole pictures."
                 )
-        self.temperature = temperature
         own, self.grid = student.levels[-1].grid, teacher.levels[0].grid
         patches = self.grid[0] * self.grid[1]
         self.count = max(1, round(keep * patches))
@@ -98,7 +97,3 @@ class MaskedKD(DistillationLoss):
             return None
         assert student.attention is not None, "it was asked for"
         return attended_patches(student.attention, self.grid, self.count)
-
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> Tensor:
-        """`kd_loss` with what the teacher said of the chosen patches; the target is not read."""
-        return kd_loss(student.logits, teacher.logits, self.temperature)
