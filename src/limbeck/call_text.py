@@ -5,6 +5,7 @@ may stand without quotes, since quotes inside a shell's quotes are a nuisance: `
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,29 @@ def split_call(text: str, kind: str) -> tuple[str, str, str]:
     call = opening + rest
     end = next(position for position, _, depth in _unquoted(call, kind, text) if depth == 0) + 1
     return name.rstrip(), call[:end], call[end:]
+
+
+def parse_call(part: str, text: str, *, kind: str, plural: str, example: str) -> tuple[str, dict[str, Any]]:
+    """One of several joined calls: its name, which may be `package.module:Class`, and its options.
+
+    Args:
+        part: the call, stripped; nothing where a part is empty.
+        text: the whole that it is a part of, for messages.
+        kind, plural: what the text names and what its parts are called, for messages: "method", "methods".
+        example: of several joined.
+
+    Raises:
+        UserError: the part is empty or cannot be read, or its name is neither a word nor a class.
+    """
+    if not part:
+        raise UserError(f"The {kind} {text!r} has an empty part. Write {plural} joined by '+', such as {example!r}.")
+    match = re.fullmatch(r"([^\s()]+)\s*(\(.*\))?", part, flags=re.DOTALL)
+    if match is None:
+        raise UserError(f"The {kind} {part!r} cannot be read. Write name or name(option=value, ...), joined by '+'.")
+    name, options = match[1], parse_options(match[2] or "", part)
+    if ":" in name and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise UserError(f"The {kind} {name!r} looks like a class, which is written package.module:Class.")
+    return name, options
 
 
 def parse_options(arguments: str, text: str) -> dict[str, Any]:

@@ -5,11 +5,10 @@ is one of the catalogue's or an importable class, `package.module:Class`. Values
 """
 
 import difflib
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.call_text import parse_options, split_joined
+from limbeck.call_text import parse_call, split_joined
 from limbeck.errors import UserError
 from limbeck.losses.catalogue import METHODS
 
@@ -77,16 +76,8 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def _parse_one(part: str, text: str) -> MethodSpec:
-    if not part:
-        raise UserError(f"The method {text!r} has an empty part. Write methods joined by '+', such as 'vitkd+nkd'.")
-    match = re.fullmatch(r"([^\s()]+)\s*(\(.*\))?", part, flags=re.DOTALL)
-    if match is None:
-        raise UserError(f"The method {part!r} cannot be read. Write name or name(option=value, ...), joined by '+'.")
-    name, arguments = match[1], match[2]
-    options = parse_options(arguments or "", part)
+    name, options = parse_call(part, text, kind="method", plural="methods", example="vitkd+nkd")
     if ":" in name:
-        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-            raise UserError(f"The method {name!r} looks like a class, which is written package.module:Class.")
         return MethodSpec(name.partition(":")[2], name, options)
     short = name.lower()
     if short == "none":

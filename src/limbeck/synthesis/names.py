@@ -6,12 +6,11 @@ A way is written `name` or `name(option=value, ...)`; several are joined by `+` 
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from limbeck.call_text import parse_options, split_joined, write_call
+from limbeck.call_text import parse_call, split_joined, write_call
 from limbeck.errors import UserError
 
 TaskName = Literal["classification", "detection"]
@@ -235,18 +234,11 @@ def check_moments(specs: Sequence[SynthesisSpec]) -> None:
 
 
 def _parse_one(part: str, text: str, task: TaskName) -> SynthesisSpec:
-    if not part:
-        raise UserError(f"The synthesis {text!r} has an empty part. Write ways joined by '+', such as 'invert+noise'.")
-    match = re.fullmatch(r"([^\s()]+)\s*(\(.*\))?", part, flags=re.DOTALL)
-    if match is None:
-        raise UserError(f"The synthesis {part!r} cannot be read. Write name or name(option=value, ...), joined by '+'.")
-    name, options = match[1], parse_options(match[2] or "", part)
+    name, options = parse_call(part, text, kind="synthesis", plural="ways", example="invert+noise")
     share = options.pop("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
         raise UserError(f"In {part!r}, share is {share!r}; it must be a number above 0.")
     if ":" in name:
-        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-            raise UserError(f"The synthesis {name!r} looks like a class, which is written package.module:Class.")
         return SynthesisSpec(name.partition(":")[2], name, options, float(share), task)
     short = name.lower()
     fitting = [known for known, info in SYNTHESES.items() if info.task == task]
