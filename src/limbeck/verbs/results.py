@@ -13,13 +13,13 @@ from limbeck.files import atomic_write
 from limbeck.models.base import Provenance, VisionModel
 from limbeck.models.detection.base import Detector
 from limbeck.models.door import save_model
-from limbeck.outputs import Request
 from limbeck.recipe import DistillRecipe, TrainRecipe
 from limbeck.reporting.similarity import linear_cka
 from limbeck.run import Run
 from limbeck.tasks.classification import agreement, measure, predict_logits
 from limbeck.training.module import TrainingModule
 from limbeck.verbs import screen
+from limbeck.verbs.features import read_features
 from limbeck.verbs.model_card import model_card
 from limbeck.verbs.preparation import Course, val_loader
 
@@ -175,7 +175,6 @@ def _write_samples(course: Course, logits: NDArray[np.float32], labels: NDArray[
         _save_arrays(course, "samples.npz", {"images": np.stack(images), "index": np.array(wanted)})
 
 
-@torch.no_grad()
 def _write_cka(course: Course, student: VisionModel) -> None:
     """Linear CKA between the two models' levels, each averaged over its grid, on some validation images."""
     assert course.teacher is not None
@@ -183,14 +182,10 @@ def _write_cka(course: Course, student: VisionModel) -> None:
     names = [tuple(level.name for level in model.facts.levels) for model in models]
     if not all(names):
         return
-    vectors: list[list[list[NDArray[np.float32]]]] = [[[] for _ in own] for own in names]
-    for batch in val_loader(course, most=CKA_IMAGES):
-        images = batch["image"].to(course.device)
-        for model, own, kept in zip(models, names, vectors, strict=True):
-            maps = model(images, Request(own)).maps
-            for name, store in zip(own, kept, strict=True):
-                store.append(maps[name].float().mean((2, 3)).cpu().numpy())
-    first, second = ([np.concatenate(store) for store in kept] for kept in vectors)
+    first, second = (
+        read_features(model, own, val_loader(course, most=CKA_IMAGES), course.device)[1]
+        for model, own in zip(models, names, strict=True)
+    )
     cka = np.array([[linear_cka(x, y) for y in second] for x in first], np.float32)
     _save_arrays(
         course, "cka.npz", {"cka": cka, "student_levels": np.array(names[0]), "teacher_levels": np.array(names[1])}

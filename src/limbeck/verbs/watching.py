@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.models.base import VisionModel
-from limbeck.outputs import Outputs, Request
 from limbeck.reporting.similarity import linear_cka
 from limbeck.tasks.classification import agreement, measure
 from limbeck.training.evidence import Finding
 from limbeck.training.watcher import Probe, Watcher, gather_facts
 from limbeck.verbs import screen
+from limbeck.verbs.features import read_features
 from limbeck.verbs.preparation import Course, plain_train_loader, val_loader
 from limbeck.verbs.teacher_check import CLASSES, COLOURS, TOLERANCE, Trials, is_implausible, try_out
 
@@ -111,9 +110,9 @@ def _probe(course: Course) -> Probe | None:
 
     def measure_both() -> dict[str, float]:
         if not of_teacher:  # it does not change
-            of_teacher.append(_read(teacher, [pair[1] for pair in pairs], batches(), course.device))
+            of_teacher.append(read_features(teacher, [pair[1] for pair in pairs], batches(), course.device))
         theirs, other = of_teacher[0]
-        ours, own = _read(student, [pair[0] for pair in pairs], batches(), course.device)
+        ours, own = read_features(student, [pair[0] for pair in pairs], batches(), course.device)
         values = {f"cka/{a}|{b}": linear_cka(x, y) for (a, b), x, y in zip(pairs, own, other, strict=True)}
         if ours.shape == theirs.shape:
             values |= {"agreement": agreement(ours, theirs), "chance": chance_agreement(theirs)}
@@ -141,33 +140,3 @@ def _offers(model: VisionModel, name: str) -> bool:
     facts = model.facts
     plain = any(name in (level.name, level.preactivation) for level in facts.levels)
     return plain or (name == "pooled" and facts.pooled_channels > 0) or (name == "final" and facts.final is not None)
-
-
-@torch.no_grad()
-def _read(
-    model: VisionModel, names: Sequence[str], batches: Iterable[dict[str, Tensor]], device: torch.device
-) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """Logits (N, K), and (N, C) features of each level, averaged over its grid; the model's mode is restored afterwards."""
-    levels = tuple(dict.fromkeys(name for name in names if name not in ("pooled", "final")))
-    request = Request(levels, pooled="pooled" in names, final="final" in names)
-    was_training = model.training
-    model.eval()
-    logits: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in names]
-    for batch in batches:
-        outputs = model(batch["image"].to(device), request)
-        logits.append(outputs.logits.float().cpu())
-        for kept, name in zip(features, names, strict=True):
-            kept.append(_vectors(outputs, name).float().cpu())
-    model.train(was_training)
-    return torch.cat(logits).numpy(), [torch.cat(kept).numpy() for kept in features]
-
-
-def _vectors(outputs: Outputs, name: str) -> Tensor:
-    if name == "pooled":
-        assert outputs.pooled is not None
-        return outputs.pooled
-    if name == "final":
-        assert outputs.final is not None
-        return outputs.final.mean((2, 3))
-    return outputs.maps[name].mean((2, 3))
